@@ -1,0 +1,2 @@
+//! Running models outside the simulator.
+#![forbid(unsafe_code)]

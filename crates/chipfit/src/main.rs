@@ -1,0 +1,2 @@
+//! The `chipfit` command.
+fn main() {}
