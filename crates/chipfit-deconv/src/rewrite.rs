@@ -1,8 +1,19 @@
 //! From a model to a patch: which ConvTranspose becomes what, and why.
+//!
+//! [`plan`] reads every ConvTranspose, chooses a form (asked for, decided by measurement, ranked by a target's
+//! estimate, or by the fixed rule), builds it and gathers all edits into one [`Patch`]. A node that cannot be
+//! rewritten stays, with the reason in its report; the model is not touched here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use chipfit_model::{Index, Patch, ScopeId, Shapes};
+use chipfit_model::build::is_op;
+use chipfit_model::index::node_label;
+use chipfit_model::{Index, Patch, ScopeEdit, ScopeId, Shapes};
+
+use crate::emit::Names;
+use crate::forms::{BuildOptions, Built, ConvWork, build};
+use crate::source::{Outline, Source, outline};
+use crate::target::{Output, Target};
 
 /// How a transposed convolution is computed (docs/split-deconvolution.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -102,6 +113,8 @@ pub struct Options {
     pub keep: Vec<String>,
     /// See [`SameRule`].
     pub opset1_same: SameRule,
+    /// The processor: `auto` ranks the forms by its estimate, and its limits are kept.
+    pub target: Option<Target>,
     /// Decisions made elsewhere (by measurement): scope and node position to form, `None` to keep.
     pub decided: BTreeMap<(ScopeId, usize), Option<Form>>,
 }
@@ -154,6 +167,8 @@ pub struct NodeReport {
     pub params_after: u64,
     /// Why it was kept, or why this form.
     pub reason: String,
+    /// The emitted convolutions, for cost models.
+    pub work: Vec<ConvWork>,
     /// Things the user should know.
     pub warnings: Vec<String>,
     /// What was replaced; `None`: kept.
@@ -187,6 +202,268 @@ pub enum RewriteError {
 ///
 /// # Errors
 /// [`RewriteError`]. A node that cannot be rewritten is no error: it is kept and its report says why.
-pub fn plan(_index: &Index<'_>, _shapes: &Shapes, _options: &Options) -> Result<Rewrite, RewriteError> {
-    Ok(Rewrite::default())
+pub fn plan(index: &Index<'_>, shapes: &Shapes, options: &Options) -> Result<Rewrite, RewriteError> {
+    let mut places: Vec<(ScopeId, usize)> = Vec::new();
+    for (scope, s) in index.scopes.iter().enumerate() {
+        places.extend((0..s.nodes.len()).filter(|&i| is_op(&s.nodes[i], "ConvTranspose")).map(|i| (scope, i)));
+    }
+    let is_called = |place: &(ScopeId, usize), name: &str| {
+        let node = &index.scopes[place.0].nodes[place.1];
+        node_label(node, place.1) == name || node.output.iter().any(|o| o == name)
+    };
+    for (flag, names) in [("--only", &options.only), ("--keep", &options.keep)] {
+        if let Some(name) = names.iter().find(|n| !places.iter().any(|p| is_called(p, n))) {
+            return Err(RewriteError::NoSuchNode { flag, name: name.clone() });
+        }
+    }
+    let mut names = Names::of(index);
+    let mut edits: BTreeMap<ScopeId, ScopeEdit> = BTreeMap::new();
+    let mut nodes = Vec::with_capacity(places.len());
+    for place in places {
+        let (scope, position) = place;
+        let node = &index.scopes[scope].nodes[position];
+        let outline = outline(index, shapes, scope, position);
+        let kept_by_flag = if options.keep.iter().any(|n| is_called(&place, n)) {
+            Some("kept: --keep".to_owned())
+        } else if !options.only.is_empty() && !options.only.iter().any(|n| is_called(&place, n)) {
+            Some("kept: not among --only".to_owned())
+        } else {
+            None
+        };
+        let read = match kept_by_flag {
+            Some(reason) => Err(reason),
+            None => Source::read(index, shapes, scope, position, options.opset1_same)
+                .map_err(|reason| format!("kept: {reason}")),
+        };
+        let label = node_label(node, position);
+        let source = match read {
+            Ok(source) => source,
+            Err(reason) => {
+                nodes.push(kept(label, place, outline, reason, Vec::new()));
+                continue;
+            }
+        };
+        let (form, built, reason) = match choose(index, &source, options, &mut names) {
+            Choice::Rewrite { form, built, reason } => (form, *built, reason),
+            Choice::Keep(reason) => {
+                nodes.push(kept(label, place, outline, reason, source.warnings));
+                continue;
+            }
+        };
+        nodes.push(report(label, place, &source, outline, form, &built, reason));
+        let edit = edits.entry(scope).or_insert_with(|| ScopeEdit::new(index.scopes[scope].path.clone()));
+        add_to_edit(edit, &source, built);
+    }
+    Ok(Rewrite { patch: Patch { edits: edits.into_values().collect() }, nodes })
+}
+
+fn add_to_edit(edit: &mut ScopeEdit, source: &Source<'_>, built: Built) {
+    let last = source.tail.as_ref().map_or(source.position, |t| t.quantize.0);
+    edit.remove_nodes.insert(source.position);
+    if let Some(tail) = &source.tail {
+        edit.remove_nodes.extend(tail.activation.map(|(at, _)| at));
+        edit.remove_nodes.insert(tail.quantize.0);
+    }
+    edit.insert_nodes.push((last, built.nodes));
+    edit.add_initializers.extend(built.initializers);
+    let constants = source.node.input.iter().skip(1).filter(|n| !n.is_empty());
+    edit.prune.extend(constants.cloned());
+    if source.input.is_some() {
+        edit.prune.insert(source.x().to_owned());
+    }
+}
+
+enum Choice {
+    Rewrite { form: Form, built: Box<Built>, reason: String },
+    Keep(String),
+}
+
+/// The fixed rule: `fused` for few output channels, else `split`.
+const FUSED_UP_TO: usize = 16;
+
+fn choose(index: &Index<'_>, source: &Source<'_>, options: &Options, names: &mut Names) -> Choice {
+    let interleave = options.interleave.or_else(|| options.target.as_ref().and_then(Target::interleave));
+    let max_channels = [options.max_channels, options.target.as_ref().and_then(|t| t.limits.channels)];
+    let how = |form| BuildOptions {
+        form,
+        interleave,
+        crop: options.crop,
+        max_channels: max_channels.into_iter().flatten().min(),
+    };
+    let wanted = match options.decided.get(&(source.scope, source.position)) {
+        Some(None) => return Choice::Keep("kept: measured faster than every form".into()),
+        Some(Some(form)) => Some((*form, "measured fastest".to_owned())),
+        None => options.form.map(|form| (form, "asked for by --form".to_owned())),
+    };
+    let (form, reason) = match (wanted, &options.target) {
+        (Some(wanted), _) => wanted,
+        (None, Some(target)) => match rank(index, source, target, how, names) {
+            Ok(best) => best,
+            Err(keep) => return Choice::Keep(keep),
+        },
+        (None, None) if source.channels_out() <= FUSED_UP_TO => {
+            (Form::Fused, format!("fixed rule: {} output channels, at most {FUSED_UP_TO}", source.channels_out()))
+        }
+        (None, None) => {
+            (Form::Split, format!("fixed rule: {} output channels, over {FUSED_UP_TO}", source.channels_out()))
+        }
+    };
+    let built = |form, reason: String, names: &mut Names| {
+        build(index, source, how(form), names)
+            .map(|built| Choice::Rewrite { form, built: Box::new(built), reason })
+            .map_err(|why| (form, why))
+    };
+    let first = built(form, reason, names);
+    let second = first.or_else(|(form, why)| {
+        let other = if form == Form::Split { Form::Fused } else { Form::Split };
+        if !form.is_exact() {
+            return Err(why);
+        }
+        built(other, format!("{} is not possible ({why})", form.name()), names).map_err(|_| why)
+    });
+    second.unwrap_or_else(|why| Choice::Keep(format!("kept: {why}")))
+}
+
+/// The form that the target's estimate says is fastest, or why the node stays.
+fn rank(
+    index: &Index<'_>,
+    source: &Source<'_>,
+    target: &Target,
+    how: impl Fn(Form) -> BuildOptions,
+    names: &mut Names,
+) -> Result<(Form, String), String> {
+    let output = output_facts(source);
+    let mut best: Option<(f64, Form)> = None;
+    let mut objections = Vec::new();
+    for form in [Form::Split, Form::RowSplit, Form::Fused] {
+        match build(index, source, how(form), names) {
+            Err(why) => objections.push(format!("{}: {why}", form.name())),
+            Ok(built) => match target.objection(&built.work, built.interleave) {
+                Some(why) => objections.push(format!("{}: {why}", form.name())),
+                None => {
+                    let cycles = target.cycles(&built.work, passes(&built), output);
+                    if best.is_none_or(|(least, _)| cycles < least) {
+                        best = Some((cycles, form));
+                    }
+                }
+            },
+        }
+    }
+    let native = target.native_cycles(output);
+    match (best, native) {
+        (Some((cycles, form)), Some(native)) if cycles >= native => Err(format!(
+            "kept: target {} estimates {native:.0} cycles for it, {cycles:.0} for {}",
+            target.name,
+            form.name()
+        )),
+        (Some((cycles, form)), _) => {
+            Ok((form, format!("target {} estimates {cycles:.0} cycles, the least", target.name)))
+        }
+        (None, _) => Err(format!("kept: no form fits target {}: {}", target.name, objections.join("; "))),
+    }
+}
+
+/// Operators that move the whole output once.
+fn passes(built: &Built) -> usize {
+    let moving = ["Concat", "DepthToSpace", "Transpose", "Slice", "Split", "Pad"];
+    let count = built.nodes.iter().filter(|n| moving.iter().any(|op| is_op(n, op))).count();
+    // Slices of the parts and Concats of an axis move a share each; together at most a few whole passes.
+    count.min(4)
+}
+
+/// Lengths are assumed where they are dynamic: only the ranking of forms hangs on them.
+fn output_facts(source: &Source<'_>) -> Output {
+    const ASSUMED_LENGTH: i64 = 64;
+    let natural = |n: i64| u64::try_from(n).unwrap_or(0);
+    let lengths: Vec<i64> = source.axes.iter().map(|a| a.n.unwrap_or(ASSUMED_LENGTH)).collect();
+    let outputs: u64 = source.axes.iter().zip(&lengths).map(|(a, &n)| natural(a.output(n))).product();
+    let inputs: u64 = lengths.iter().map(|&n| natural(n)).product();
+    let batch = source.batch.unwrap_or(1) as u64;
+    let kernel: u64 = source.kernel.iter().map(|&k| k as u64).product();
+    let pairs = (source.channels_in_per_group() * source.channels_out()) as u64;
+    Output {
+        elements: batch.saturating_mul(outputs).saturating_mul(source.channels_out() as u64),
+        macs: batch.saturating_mul(inputs).saturating_mul(kernel).saturating_mul(pairs),
+        macs_zero_pad: batch.saturating_mul(outputs).saturating_mul(kernel).saturating_mul(pairs),
+        scattered: batch.saturating_mul(inputs).saturating_mul(kernel).saturating_mul(source.channels_out() as u64),
+        quantised: source.tail.is_some(),
+    }
+}
+
+fn kept(name: String, place: (ScopeId, usize), outline: Outline, reason: String, warnings: Vec<String>) -> NodeReport {
+    NodeReport {
+        name,
+        place,
+        form: None,
+        interleave: None,
+        kernel: outline.kernel,
+        strides: outline.strides,
+        dilations: outline.dilations,
+        group: outline.group,
+        pads: outline.pads,
+        output_padding: outline.output_padding,
+        macs_before: outline.macs,
+        macs_after: outline.macs,
+        macs_zero_pad: None,
+        params_before: outline.params,
+        params_after: outline.params,
+        reason,
+        work: Vec::new(),
+        warnings,
+        segment: None,
+    }
+}
+
+fn report(
+    name: String,
+    place: (ScopeId, usize),
+    source: &Source<'_>,
+    outline: Outline,
+    form: Form,
+    built: &Built,
+    reason: String,
+) -> NodeReport {
+    let facts = output_facts(source);
+    let known = source.lengths().is_some() && source.batch.is_some();
+    let notes: BTreeSet<&String> = built.notes.iter().collect();
+    let reason = notes.iter().fold(reason, |all, note| format!("{all}; {note}"));
+    let naturals = |f: fn(&crate::axis::Axis) -> i64| -> Vec<usize> {
+        source.axes.iter().map(|a| usize::try_from(f(a)).unwrap_or(0)).collect()
+    };
+    let mut warnings = source.warnings.clone();
+    if !form.is_exact() {
+        warnings.push(format!("{} does not preserve the result", form.name()));
+    }
+    NodeReport {
+        name,
+        place,
+        form: Some(form),
+        interleave: built.interleave,
+        kernel: source.kernel.clone(),
+        strides: naturals(|a| a.s),
+        dilations: naturals(|a| a.d),
+        group: source.group,
+        pads: source.pads.clone(),
+        output_padding: source.output_padding.clone(),
+        macs_before: known.then_some(facts.macs),
+        macs_after: built.work.iter().try_fold(0u64, |n, w| n.checked_add(w.macs()?)),
+        macs_zero_pad: known.then_some(facts.macs_zero_pad),
+        params_before: outline.params.max(source.weight.len() as u64),
+        params_after: built.params,
+        reason,
+        work: built.work.clone(),
+        warnings,
+        segment: Some(Segment {
+            scope: source.scope,
+            input: match &source.input {
+                Some(q) => q.node.input.first().cloned().unwrap_or_default(),
+                None => source.x().to_owned(),
+            },
+            output: match &source.tail {
+                Some(tail) => tail.quantize.1.output.first().cloned().unwrap_or_default(),
+                None => source.node.output.first().cloned().unwrap_or_default(),
+            },
+            conv_transpose: source.node.output.first().cloned().unwrap_or_default(),
+        }),
+    }
 }
