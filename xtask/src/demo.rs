@@ -1,0 +1,36 @@
+//! What a newcomer sees first, and the measurements behind docs/benchmarks.md.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::Length;
+use crate::setup::{data, venv};
+use crate::shell::{Repo, run};
+
+/// Rewrites a real text detector, quantised and not, proves both, and times all four files in ONNX Runtime.
+pub(crate) fn run_demo(repo: &Repo) -> Result<()> {
+    let python = venv(repo, Length::Normal)?;
+    let data = data(repo, Length::Normal)?;
+    let chipfit = build(repo)?;
+    let folder = repo.cache("demo");
+    fs::create_dir_all(&folder)?;
+    let script = ["benches/demo.py"];
+    run(repo.command(python, &script).arg(folder).env("CHIPFIT", chipfit).env("CHIPFIT_DATA", data))
+}
+
+/// Measures; the arguments go to the script.
+pub(crate) fn bench(repo: &Repo, arguments: &[&str]) -> Result<()> {
+    let python = venv(repo, Length::Long)?;
+    let data = data(repo, Length::Normal)?;
+    let chipfit = build(repo)?;
+    let mut command = repo.command(python, &["benches/deconv.py"]);
+    run(command.args(arguments).env("CHIPFIT", chipfit).env("CHIPFIT_DATA", data))
+}
+
+/// The command, as users get it.
+fn build(repo: &Repo) -> Result<PathBuf> {
+    run(&mut repo.cargo(&["build", "--release", "--quiet", "--package", "chipfit"]))?;
+    Ok(repo.built("release/chipfit"))
+}
