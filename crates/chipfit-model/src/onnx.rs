@@ -165,9 +165,7 @@ impl Model {
     /// # Errors
     /// [`WriteError::TooLong`] over 2 GiB.
     pub fn to_bytes(&self) -> Result<Vec<u8>, WriteError> {
-        let mut bytes = Vec::new();
-        self.proto.try_encode(&mut bytes).map_err(|_| WriteError::TooLong)?;
-        Ok(bytes)
+        self.proto.try_encode_to_vec().map_err(|_| WriteError::TooLong)
     }
 
     /// Writes the model to `path`, whole or not at all, with the external data it refers to.

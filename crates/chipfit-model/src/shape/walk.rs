@@ -268,9 +268,7 @@ impl<'i, 'm> Walk<'i, 'm> {
 
     /// The types and values of a scope's outputs, as it sees them.
     pub(super) fn results(&self, scope: ScopeId) -> Arguments {
-        let result = |name: &&str| {
-            (self.type_of(scope, name).cloned().unwrap_or_default(), self.value_of(scope, name))
-        };
+        let result = |name: &&str| (self.type_of(scope, name).cloned().unwrap_or_default(), self.value_of(scope, name));
         self.index.scopes.get(scope).map_or(Vec::new(), |s| s.outputs.iter().map(result).collect())
     }
 
@@ -307,7 +305,8 @@ impl<'i, 'm> Walk<'i, 'm> {
             }
             match &mut self.agreed[id] {
                 None => self.agreed[id] = Some(self.types[id].clone()),
-                Some(agreed) => {
+                Some(agreed) =>
+                {
                     #[allow(clippy::iter_over_hash_type, reason = "each entry is merged on its own")]
                     for (name, latest) in &self.types[id] {
                         agreed.entry(name).and_modify(|known| *known = join(known, latest)).or_insert(latest.clone());
