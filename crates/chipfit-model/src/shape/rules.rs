@@ -16,16 +16,72 @@ pub(super) fn infer(view: &View) -> Option<Vec<TensorType>> {
     let of = |dtype: DataType, dims: Option<Dims>| Some(vec![tensor(Some(dtype), dims)]);
     let copied = |input: usize| view.dims(input).map(<[Dim]>::to_vec);
     match view.op() {
-        "Abs" | "Acos" | "Acosh" | "Asin" | "Asinh" | "Atan" | "Atanh" | "BitwiseNot" | "Ceil" | "Celu" | "Clip"
-        | "Cos" | "Cosh" | "CumProd" | "CumSum" | "Elu" | "Erf" | "Exp" | "Floor" | "Gelu" | "GroupNormalization"
-        | "HardSigmoid" | "HardSwish" | "Hardmax" | "Identity" | "InstanceNormalization" | "LRN" | "LeakyRelu"
-        | "Log" | "LogSoftmax" | "LpNormalization" | "MeanVarianceNormalization" | "Mish" | "Neg" | "Not"
-        | "PRelu" | "RMSNormalization" | "Reciprocal" | "Relu" | "ReverseSequence" | "RotaryEmbedding" | "Round"
-        | "Scatter" | "ScatterElements" | "ScatterND" | "Selu" | "Shrink" | "Sigmoid" | "Sign" | "Sin" | "Sinh"
-        | "Softmax" | "Softplus" | "Softsign" | "Sqrt" | "Swish" | "Tan" | "Tanh" | "TensorScatter"
-        | "ThresholdedRelu" | "Trilu" | "ImageScaler" | "ParametricSoftplus" | "Scale" | "ScaledTanh" | "Affine" => {
-            Some(vec![view.input(0)])
-        }
+        "Abs"
+        | "Acos"
+        | "Acosh"
+        | "Asin"
+        | "Asinh"
+        | "Atan"
+        | "Atanh"
+        | "BitwiseNot"
+        | "Ceil"
+        | "Celu"
+        | "Clip"
+        | "Cos"
+        | "Cosh"
+        | "CumProd"
+        | "CumSum"
+        | "Elu"
+        | "Erf"
+        | "Exp"
+        | "Floor"
+        | "Gelu"
+        | "GroupNormalization"
+        | "HardSigmoid"
+        | "HardSwish"
+        | "Hardmax"
+        | "Identity"
+        | "InstanceNormalization"
+        | "LRN"
+        | "LeakyRelu"
+        | "Log"
+        | "LogSoftmax"
+        | "LpNormalization"
+        | "MeanVarianceNormalization"
+        | "Mish"
+        | "Neg"
+        | "Not"
+        | "PRelu"
+        | "RMSNormalization"
+        | "Reciprocal"
+        | "Relu"
+        | "ReverseSequence"
+        | "RotaryEmbedding"
+        | "Round"
+        | "Scatter"
+        | "ScatterElements"
+        | "ScatterND"
+        | "Selu"
+        | "Shrink"
+        | "Sigmoid"
+        | "Sign"
+        | "Sin"
+        | "Sinh"
+        | "Softmax"
+        | "Softplus"
+        | "Softsign"
+        | "Sqrt"
+        | "Swish"
+        | "Tan"
+        | "Tanh"
+        | "TensorScatter"
+        | "ThresholdedRelu"
+        | "Trilu"
+        | "ImageScaler"
+        | "ParametricSoftplus"
+        | "Scale"
+        | "ScaledTanh"
+        | "Affine" => Some(vec![view.input(0)]),
         "IsInf" | "IsNaN" => of(DataType::Bool, copied(0)),
         "Cast" => Some(vec![tensor(view.dtype_attribute("to").or_else(|| old_cast(view)), copied(0))]),
         "CastLike" => Some(vec![tensor(view.dtype(1), copied(0))]),
@@ -71,9 +127,7 @@ pub(super) fn infer(view: &View) -> Option<Vec<TensorType>> {
             let default = (!view.has(2)).then_some(DataType::Uint8);
             Some(vec![tensor(dtype.or(default), copied(0))])
         }
-        "DequantizeLinear" => {
-            Some(vec![tensor(view.dtype_attribute("output_dtype").or(view.dtype(1)), copied(0))])
-        }
+        "DequantizeLinear" => Some(vec![tensor(view.dtype_attribute("output_dtype").or(view.dtype(1)), copied(0))]),
         "DynamicQuantizeLinear" => Some(vec![
             tensor(Some(DataType::Uint8), copied(0)),
             tensor(Some(DataType::Float), Some(Vec::new())),
@@ -114,6 +168,8 @@ pub(super) fn infer(view: &View) -> Option<Vec<TensorType>> {
         "NonZero" => of(DataType::Int64, select::non_zero(view)),
         "Compress" => like_input(select::compress(view)),
         "Unique" => select::unique(view),
+        "OptionalHasElement" => of(DataType::Bool, Some(Vec::new())),
+        "SequenceLength" => of(DataType::Int64, Some(Vec::new())),
         "NonMaxSuppression" => of(DataType::Int64, Some(vec![Dim::Unknown, Dim::Known(3)])),
         "Shape" => {
             let length = view.dims(0).and_then(|d| shape_range(view, d.len())).map(|r| r.len());
@@ -304,11 +360,8 @@ fn attention(view: &View) -> Option<Vec<TensorType>> {
 /// DFT: the transformed axis may be cut or padded, and a real signal becomes complex.
 fn fourier(view: &View) -> Option<Dims> {
     let x = view.dims(0)?;
-    let axis = if view.opset >= 20 {
-        if view.has(2) { view.input_int(2)? } else { -2 }
-    } else {
-        view.int_or("axis", 1)
-    };
+    let axis =
+        if view.opset >= 20 { if view.has(2) { view.input_int(2)? } else { -2 } } else { view.int_or("axis", 1) };
     let axis = axis_of(axis, x.len())?;
     let (onesided, inverse) = (view.int_or("onesided", 0) != 0, view.int_or("inverse", 0) != 0);
     let mut out = x.to_vec();
@@ -329,9 +382,12 @@ fn short_time_fourier(view: &View) -> Option<Dims> {
     let x = view.dims(0)?;
     let window = view.vector_length(2).and_then(|n| i64::try_from(n).ok());
     let frame = if view.has(3) { view.input_int(3) } else { window };
-    let frames = x.get(1).and_then(signed).zip(frame).zip(view.input_int(1)).and_then(|((n, frame), step)| {
-        n.checked_sub(frame).filter(|&n| n >= 0)?.checked_div(step)?.checked_add(1)
-    });
+    let frames = x
+        .get(1)
+        .and_then(signed)
+        .zip(frame)
+        .zip(view.input_int(1))
+        .and_then(|((n, frame), step)| n.checked_sub(frame).filter(|&n| n >= 0)?.checked_div(step)?.checked_add(1));
     let bins = if view.int_or("onesided", 1) != 0 { frame.and_then(|f| (f / 2).checked_add(1)) } else { frame };
     Some(vec![x.first()?.clone(), length(frames), length(bins), Dim::Known(2)])
 }

@@ -22,6 +22,9 @@ const MAX_VALUE_ELEMENTS: usize = 4 << 20;
 /// What is known when a scope is entered: the type and value of each input, by position.
 pub(super) type Arguments = Vec<(TensorType, Option<Rc<Value>>)>;
 
+/// The value of an initializer, once read; `None` where it is too large or no number.
+type Constant = Option<Rc<Value>>;
+
 /// A function call in progress.
 struct Frame<'m> {
     scope: ScopeId,
@@ -44,7 +47,7 @@ pub(super) struct Walk<'i, 'm> {
     /// What all calls so far agree on, for scopes in functions.
     agreed: Vec<Option<HashMap<&'m str, TensorType>>>,
     frames: Vec<Frame<'m>>,
-    constants: RefCell<HashMap<(ScopeId, usize), Option<Rc<Value>>>>,
+    constants: RefCell<HashMap<(ScopeId, usize), Constant>>,
     /// Node visits left.
     budget: usize,
     value_budget: usize,
@@ -268,9 +271,7 @@ impl<'i, 'm> Walk<'i, 'm> {
 
     /// The types and values of a scope's outputs, as it sees them.
     pub(super) fn results(&self, scope: ScopeId) -> Arguments {
-        let result = |name: &&str| {
-            (self.type_of(scope, name).cloned().unwrap_or_default(), self.value_of(scope, name))
-        };
+        let result = |name: &&str| (self.type_of(scope, name).cloned().unwrap_or_default(), self.value_of(scope, name));
         self.index.scopes.get(scope).map_or(Vec::new(), |s| s.outputs.iter().map(result).collect())
     }
 
@@ -307,7 +308,8 @@ impl<'i, 'm> Walk<'i, 'm> {
             }
             match &mut self.agreed[id] {
                 None => self.agreed[id] = Some(self.types[id].clone()),
-                Some(agreed) => {
+                Some(agreed) =>
+                {
                     #[allow(clippy::iter_over_hash_type, reason = "each entry is merged on its own")]
                     for (name, latest) in &self.types[id] {
                         agreed.entry(name).and_modify(|known| *known = join(known, latest)).or_insert(latest.clone());

@@ -138,9 +138,8 @@ pub(super) fn convolution(view: &View, x: usize, w: usize) -> Option<Dims> {
     }
     let batch = x.and_then(|x| x.first()).cloned().unwrap_or(Dim::Unknown);
     let channels = w.and_then(|w| w.first()).cloned().unwrap_or(Dim::Unknown);
-    let spatial = (0..rank - 2).map(|axis| {
-        x.and_then(|x| x.get(axis + 2)).map_or(Dim::Unknown, |n| window.slide(axis, n, Rounding::Down))
-    });
+    let spatial = (0..rank - 2)
+        .map(|axis| x.and_then(|x| x.get(axis + 2)).map_or(Dim::Unknown, |n| window.slide(axis, n, Rounding::Down)));
     Some([batch, channels].into_iter().chain(spatial).collect())
 }
 
