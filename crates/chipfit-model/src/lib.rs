@@ -6,7 +6,8 @@
 //! - Untrusted bytes never cause a panic, nor memory out of proportion to the file ([`Limits`]).
 //!
 //! Read [`onnx`] for files, [`index`] for the view (scopes, producers, consumers, constants),
-//! [`patch`] for edits, [`shape`] for shape inference, [`tensor`] for constant data, [`zoo`] for networks by name.
+//! [`patch`] for edits, [`shape`] for shape inference, [`summary`] for what a model holds node by node,
+//! [`tensor`] for constant data, [`zoo`] for networks by name.
 //! No numerics beyond constant shapes and no `unsafe` live here.
 #![forbid(unsafe_code)]
 
@@ -15,6 +16,7 @@ pub mod index;
 pub mod onnx;
 pub mod patch;
 pub mod shape;
+pub mod summary;
 pub mod tensor;
 pub mod zoo;
 

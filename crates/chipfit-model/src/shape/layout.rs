@@ -24,11 +24,9 @@ pub(super) fn reshape(view: &View) -> Option<Dims> {
     for (i, entry) in target.iter().enumerate() {
         let dim = match entry {
             Element::Int(0) if zero_copies => {
-                if let Some(entry) = left.as_mut().and_then(|left| left.get_mut(i)) {
-                    if let Some(dim) = entry.take() {
-                        dims.push(dim);
-                        continue;
-                    }
+                if let Some(dim) = left.as_mut().and_then(|left| left.get_mut(i)).and_then(Option::take) {
+                    dims.push(dim);
+                    continue;
                 }
                 // Cancelled by a name before, or no such axis.
                 let dim = input.and_then(|dims| dims.get(i)).cloned().unwrap_or(Dim::Unknown);

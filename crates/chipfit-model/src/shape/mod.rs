@@ -148,3 +148,13 @@ pub fn infer(index: &Index<'_>, inputs: &BTreeMap<String, Vec<usize>>) -> Result
     let owned = |types: HashMap<&str, TensorType>| types.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
     Ok(Shapes { scopes: scopes.into_iter().map(owned).collect() })
 }
+
+/// Multiply-accumulates of an Einsum of two operands or more: the product of all label lengths, once for each
+/// operand beyond the first. `None` where a length is not known.
+pub(crate) fn einsum_macs(equation: &str, operands: &[&TensorType]) -> Option<u64> {
+    let dims: Vec<&[Dim]> = operands.iter().map(|t| t.dims.as_deref()).collect::<Option<_>>()?;
+    let ranks: Vec<usize> = dims.iter().map(|d| d.len()).collect();
+    let lengths = scale::Einsum::parse(equation, &ranks)?.lengths(&dims);
+    let products = u64::try_from(operands.len().checked_sub(1)?).ok()?;
+    lengths.values().try_fold(products, |n, d| n.checked_mul(u64::try_from(d.known()?).ok()?))
+}

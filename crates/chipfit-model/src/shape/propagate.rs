@@ -164,10 +164,10 @@ fn concat(view: &View, dims: Vec<usize>) -> Option<Value> {
 fn slice(view: &View, dims: Vec<usize>) -> Option<Value> {
     let x = view.value(0)?;
     let mut from: Vec<(i64, i64)> = vec![(0, 1); x.dims().len()];
-    for (axis, start, end, step) in select::slice_spec(view, x.dims().len())? {
+    for select::AxisSlice { axis, start, end, step } in select::slice_spec(view, x.dims().len())? {
         let n = i64::try_from(*x.dims().get(axis)?).ok()?;
-        let range = select::resolve_slice(axis, n, start?, end?, step?)?;
-        *from.get_mut(range.axis)? = (range.start, range.step);
+        let range = select::resolve_slice(n, start?, end?, step?)?;
+        *from.get_mut(axis)? = (range.start, range.step);
     }
     Value::build(x.dtype, dims, |at| {
         let place = |(&i, &(start, step)): (&usize, &(i64, i64))| {

@@ -168,6 +168,8 @@ pub(super) fn infer(view: &View) -> Option<Vec<TensorType>> {
         "NonZero" => of(DataType::Int64, select::non_zero(view)),
         "Compress" => like_input(select::compress(view)),
         "Unique" => select::unique(view),
+        "OptionalHasElement" => of(DataType::Bool, Some(Vec::new())),
+        "SequenceLength" => of(DataType::Int64, Some(Vec::new())),
         "NonMaxSuppression" => of(DataType::Int64, Some(vec![Dim::Unknown, Dim::Known(3)])),
         "Shape" => {
             let length = view.dims(0).and_then(|d| shape_range(view, d.len())).map(|r| r.len());

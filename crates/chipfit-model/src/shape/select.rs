@@ -7,14 +7,21 @@ use crate::tensor::DataType;
 
 /// One axis of a Slice, resolved against its length.
 pub(super) struct Range {
-    pub(super) axis: usize,
     pub(super) start: i64,
     pub(super) step: i64,
     pub(super) count: usize,
 }
 
-/// Start, end and step of each sliced axis, as far as they are known.
-pub(super) fn slice_spec(view: &View, rank: usize) -> Option<Vec<(usize, Option<i64>, Option<i64>, Option<i64>)>> {
+/// What a Slice asks of one axis, as far as it is known.
+pub(super) struct AxisSlice {
+    pub(super) axis: usize,
+    pub(super) start: Option<i64>,
+    pub(super) end: Option<i64>,
+    pub(super) step: Option<i64>,
+}
+
+/// What a Slice of an input of `rank` asks of each axis it names.
+pub(super) fn slice_spec(view: &View, rank: usize) -> Option<Vec<AxisSlice>> {
     let read = |name: &str, input: usize| -> Option<Option<Vec<Option<i64>>>> {
         match view.ints(name) {
             Some(ints) => Some(Some(ints.iter().map(|&n| Some(n)).collect())),
@@ -39,12 +46,13 @@ pub(super) fn slice_spec(view: &View, rank: usize) -> Option<Vec<(usize, Option<
         Some(steps) => steps.unwrap_or_else(|| vec![None; count]),
     };
     let at = |list: &Option<Vec<Option<i64>>>, i: usize| list.as_ref().and_then(|l| l.get(i).copied()).flatten();
-    let spec = |(i, axis)| (axis, at(&starts, i), at(&ends, i), steps.get(i).copied().flatten());
+    let spec =
+        |(i, axis)| AxisSlice { axis, start: at(&starts, i), end: at(&ends, i), step: steps.get(i).copied().flatten() };
     Some(axes.into_iter().enumerate().map(spec).collect())
 }
 
 /// Clamps a slice of an axis of length `n` as the definition does.
-pub(super) fn resolve_slice(axis: usize, n: i64, start: i64, end: i64, step: i64) -> Option<Range> {
+pub(super) fn resolve_slice(n: i64, start: i64, end: i64, step: i64) -> Option<Range> {
     let from_end = |i: i64| if i < 0 { i.saturating_add(n) } else { i };
     let (start, end) = (from_end(start), from_end(end));
     let (start, count) = match step {
@@ -62,7 +70,7 @@ pub(super) fn resolve_slice(axis: usize, n: i64, start: i64, end: i64, step: i64
             (start, if start > end { (start - end - 1) / back + 1 } else { 0 })
         }
     };
-    Some(Range { axis, start, step, count: usize::try_from(count).ok()? })
+    Some(Range { start, step, count: usize::try_from(count).ok()? })
 }
 
 /// Shape of Slice.
@@ -70,7 +78,7 @@ pub(super) fn slice(view: &View) -> Option<Dims> {
     let x = view.dims(0)?;
     let Some(spec) = slice_spec(view, x.len()) else { return unknown_dims(x.len()) };
     let mut out = x.to_vec();
-    for (axis, start, end, step) in spec {
+    for AxisSlice { axis, start, end, step } in spec {
         let dim = out.get_mut(axis)?;
         let whole = start == Some(0) && step == Some(1) && end.is_some_and(|e| e >= i64::from(i32::MAX));
         if whole {
@@ -78,7 +86,7 @@ pub(super) fn slice(view: &View) -> Option<Dims> {
         }
         *dim = match (signed(dim), start, end, step) {
             (Some(n), Some(start), Some(end), Some(step)) => {
-                resolve_slice(axis, n, start, end, step).map_or(Dim::Unknown, |r| Dim::Known(r.count))
+                resolve_slice(n, start, end, step).map_or(Dim::Unknown, |r| Dim::Known(r.count))
             }
             _ => Dim::Unknown,
         };

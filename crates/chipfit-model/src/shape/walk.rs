@@ -22,6 +22,9 @@ const MAX_VALUE_ELEMENTS: usize = 4 << 20;
 /// What is known when a scope is entered: the type and value of each input, by position.
 pub(super) type Arguments = Vec<(TensorType, Option<Rc<Value>>)>;
 
+/// The value of an initializer, once read; `None` where it is too large or no number.
+type Constant = Option<Rc<Value>>;
+
 /// A function call in progress.
 struct Frame<'m> {
     scope: ScopeId,
@@ -44,7 +47,7 @@ pub(super) struct Walk<'i, 'm> {
     /// What all calls so far agree on, for scopes in functions.
     agreed: Vec<Option<HashMap<&'m str, TensorType>>>,
     frames: Vec<Frame<'m>>,
-    constants: RefCell<HashMap<(ScopeId, usize), Option<Rc<Value>>>>,
+    constants: RefCell<HashMap<(ScopeId, usize), Constant>>,
     /// Node visits left.
     budget: usize,
     value_budget: usize,

@@ -69,7 +69,7 @@ def is_shape_like(array):
     """Inputs that stand for shapes, axes, pads, sizes or scales."""
     if array.ndim > 1 or array.size > 64:
         return False
-    return array.dtype in (np.int64, np.int32) or (array.dtype == np.float32 and array.ndim == 1 and array.size <= 8)
+    return array.dtype in (np.int64, np.int32) or (array.dtype.kind == "f" and array.size <= 8)
 
 
 def node_tests(binary, folder, work, report):
@@ -133,7 +133,7 @@ def shape_of(value):
     if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
         return None
     dims = value.type.tensor_type.shape.dim
-    return [d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in dims]
+    return [d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None) for d in dims]
 
 
 def against_onnx(binary, path, work, report):
