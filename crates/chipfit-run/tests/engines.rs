@@ -311,8 +311,9 @@ fn the_engines_agree_on_the_real_models() {
     let cases: &[(&str, &[usize])] = &[
         ("centerface-dyn.onnx", &[1, 3, 64, 96]),
         ("realcugan-se-up2x.onnx", &[1, 3, 64, 64]),
-        ("espcn-nnresize-as-deconv.onnx", &[1, 1, 64, 64]),
+        ("espcn-nnresize-as-deconv.onnx", &[1, 3, 128, 128]),
         ("mlperf-tiny-resnet8-cifar10.onnx", &[2, 3, 32, 32]),
+        ("ch_PP-OCRv4_det_infer.onnx", &[1, 3, 64, 96]),
     ];
     for (name, input) in cases {
         let Some(path) = shared_model("rten against ONNX Runtime", name) else { continue };

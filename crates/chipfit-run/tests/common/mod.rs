@@ -37,16 +37,15 @@ pub(crate) fn engines(what: &str) -> Vec<Box<dyn Engine>> {
     engines
 }
 
-/// The file `name` of the folder `CHIPFIT_MODELS`, or of `shared/models` in the workspace.
+/// The model `name` in one of the folders that `CHIPFIT_MODELS` lists, or in `shared/models` of the workspace.
 pub(crate) fn shared_model(what: &str, name: &str) -> Option<PathBuf> {
-    let workspace = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/models");
-    let folder = std::env::var_os("CHIPFIT_MODELS").map_or_else(|| PathBuf::from(workspace), PathBuf::from);
-    let path = folder.join(name);
-    if path.is_file() {
-        return Some(path);
+    let listed = std::env::var_os("CHIPFIT_MODELS").unwrap_or_default();
+    let workspace = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/models"));
+    let found = std::env::split_paths(&listed).chain([workspace]).map(|f| f.join(name)).find(|p| p.is_file());
+    if found.is_none() {
+        skipped(what, &format!("no {name} in shared/models or in the folders of CHIPFIT_MODELS"));
     }
-    skipped(what, &format!("no {name} in shared/models or in the folder CHIPFIT_MODELS"));
-    None
+    found
 }
 
 /// A value's name, type and shape.
