@@ -3,8 +3,12 @@
 //! `rten` computes in float, int32, int8 and uint8. Double and float16 become float; int64 and bool become
 //! int32. Outputs are converted back to the types that the file declares, and [`Session::caveats`] says so for
 //! each type that the file uses. An int64 or bool *input* that int32 cannot hold is an error, never cut off.
+//! What the file leaves to the standard is spelled out first where `rten` needs it, and a padding rule that `rten`
+//! would take for another is refused ([`adapt`]).
 //! All else (bfloat16, 16-bit and unsigned integers, model-local functions, sparse initializers, rarer
 //! operators) is refused while loading.
+
+mod adapt;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -53,12 +57,13 @@ impl Engine for RtenEngine {
         let caveats = caveats(&file, inputs.iter().chain(&outputs));
         let mut options = ModelOptions::with_all_ops();
         options.enable_optimization(self.optimisation != Optimisation::None);
-        for data in file.external_files().map_err(|e| failed(LOAD, e))? {
-            let bytes = read_beside(folder, &data)?;
-            options.external_data(&data.to_string_lossy(), bytes);
+        let adapted = adapt::adapt(&mut file)?;
+        for (location, data) in &adapted.data {
+            options.external_data(location, read_beside(folder, data)?);
         }
+        let bytes = if adapted.changed { file.to_bytes().map_err(|e| failed(LOAD, e))? } else { model.to_vec() };
         drop(file);
-        let loaded = guarded(ENGINE, LOAD, || options.load(model.to_vec()).map_err(|e| load_error(&e)))?;
+        let loaded = guarded(ENGINE, LOAD, || options.load(bytes).map_err(|e| load_error(&e)))?;
         let id = |name: &String| {
             loaded.find_node(name).ok_or_else(|| failed(LOAD, format!("'{name}' was lost while loading")))
         };
