@@ -1,10 +1,10 @@
 //! Edits of a [`Model`]: built first, validated, applied whole or not at all.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::index::{CheckError, Index, ScopePath};
 use crate::onnx::Model;
-use crate::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto};
+use crate::proto::{GraphProto, NodeProto, TensorAnnotation, TensorProto, ValueInfoProto};
 
 /// Changes to one scope.
 #[derive(Clone, Debug)]
@@ -58,27 +58,122 @@ pub enum PatchError {
 impl Model {
     /// Applies `patch`; on any error the model is as it was.
     ///
+    /// Works in place and copies no tensor: what is taken out is kept until the result has been checked.
+    ///
     /// # Errors
     /// [`PatchError`].
     pub fn apply(&mut self, patch: &Patch) -> Result<(), PatchError> {
-        // Tensors are slices of shared bytes, so this copies the structure and no weight
-        // (typed fields such as float_data excepted).
-        let mut next = self.clone();
+        let mut undo = Vec::new();
+        let result = self.edit(patch, &mut undo).and_then(|()| Ok(Index::new(self).check()?));
+        if result.is_err() {
+            for step in undo.into_iter().rev() {
+                step.revert(self);
+            }
+        }
+        result
+    }
+
+    fn edit(&mut self, patch: &Patch, undo: &mut Vec<Undo>) -> Result<(), PatchError> {
         let mut edits: Vec<&ScopeEdit> = patch.edits.iter().collect();
         // Inner scopes first: their paths run through positions of the outer ones.
         edits.sort_by_key(|e| std::cmp::Reverse(e.scope.steps.len()));
-        let ir_version = next.proto.ir_version.unwrap_or(0);
+        let ir_version = self.proto.ir_version.unwrap_or(0);
         for edit in &edits {
-            apply_to_scope(&mut next, edit, ir_version)?;
+            apply_to_scope(self, edit, ir_version, undo)?;
         }
         // Constants go last, when every scope's readers are what they will be.
         for edit in &edits {
-            prune(&mut next, &edit.prune);
+            prune(self, &edit.prune, undo);
         }
-        Index::new(&next).check()?;
-        *self = next;
         Ok(())
     }
+}
+
+/// How to take one step back. Steps are reverted last first, so paths and positions are those of that moment.
+enum Undo {
+    /// Tensors and their declarations were appended to a graph.
+    Added { scope: ScopePath, initializers: usize, inputs: usize },
+    /// A scope's nodes were replaced: the old list's length, where each new node came from, and those taken out.
+    Nodes { scope: ScopePath, before: usize, origins: Vec<Option<usize>>, removed: Removed<NodeProto> },
+    /// Things that only a dead constant needed were taken out of a graph.
+    Pruned { scope: ScopePath, parts: Parts },
+}
+
+/// What was taken out of a list, with its position there, in order.
+type Removed<T> = Vec<(usize, T)>;
+
+/// What was taken out of a graph's lists.
+#[derive(Default)]
+struct Parts {
+    initializers: Removed<TensorProto>,
+    nodes: Removed<NodeProto>,
+    value_infos: Removed<ValueInfoProto>,
+    annotations: Removed<TensorAnnotation>,
+    inputs: Removed<ValueInfoProto>,
+}
+
+/// Takes out what `dead` picks, and keeps the order of the rest.
+fn take<T>(list: &mut Vec<T>, dead: impl Fn(&T) -> bool) -> Removed<T> {
+    let mut removed = Vec::new();
+    if list.iter().any(&dead) {
+        for (position, item) in std::mem::take(list).into_iter().enumerate() {
+            if dead(&item) {
+                removed.push((position, item));
+            } else {
+                list.push(item);
+            }
+        }
+    }
+    removed
+}
+
+/// Puts back what [`take`] took.
+fn put_back<T>(list: &mut Vec<T>, removed: Removed<T>) {
+    for (position, item) in removed {
+        list.insert(position.min(list.len()), item);
+    }
+}
+
+impl Undo {
+    fn revert(self, model: &mut Model) {
+        match self {
+            Self::Added { scope, initializers, inputs } => {
+                if let Some(Body::Graph(graph)) = body(model, &scope) {
+                    graph.initializer.truncate(initializers);
+                    graph.input.truncate(inputs);
+                }
+            }
+            Self::Nodes { scope, before, origins, removed } => {
+                let Some(nodes) = nodes_of(model, &scope) else { return };
+                let mut old: Vec<Option<NodeProto>> = vec![None; before];
+                let kept = std::mem::take(nodes).into_iter().zip(origins).filter_map(|(n, from)| Some((from?, n)));
+                for (position, node) in kept.chain(removed) {
+                    if let Some(place) = old.get_mut(position) {
+                        *place = Some(node);
+                    }
+                }
+                *nodes = old.into_iter().flatten().collect();
+            }
+            Self::Pruned { scope, parts } => {
+                if let Some(Body::Graph(graph)) = body(model, &scope) {
+                    put_back(&mut graph.initializer, parts.initializers);
+                    put_back(&mut graph.value_info, parts.value_infos);
+                    put_back(&mut graph.quantization_annotation, parts.annotations);
+                    put_back(&mut graph.input, parts.inputs);
+                }
+                if let Some(nodes) = nodes_of(model, &scope) {
+                    put_back(nodes, parts.nodes);
+                }
+            }
+        }
+    }
+}
+
+fn nodes_of<'a>(model: &'a mut Model, scope: &ScopePath) -> Option<&'a mut Vec<NodeProto>> {
+    Some(match body(model, scope)? {
+        Body::Graph(graph) => &mut graph.node,
+        Body::Function(nodes) => nodes,
+    })
 }
 
 enum Body<'a> {
@@ -110,12 +205,26 @@ fn subgraph<'a>(nodes: &'a mut [NodeProto], step: &crate::index::SubgraphStep) -
     }
 }
 
-fn apply_to_scope(model: &mut Model, edit: &ScopeEdit, ir_version: i64) -> Result<(), PatchError> {
+fn apply_to_scope(
+    model: &mut Model,
+    edit: &ScopeEdit,
+    ir_version: i64,
+    undo: &mut Vec<Undo>,
+) -> Result<(), PatchError> {
     let missing = || PatchError::NoSuchPlace(format!("{:?}", edit.scope));
-    let body = body(model, &edit.scope).ok_or_else(missing)?;
+    let scope = || edit.scope.clone();
+    let count = nodes_of(model, &edit.scope).ok_or_else(missing)?.len();
+    let past_end = |&at: &usize| at > count;
+    if edit.insert_nodes.iter().map(|(at, _)| at).any(past_end) || edit.remove_nodes.iter().any(|at| *at >= count) {
+        return Err(missing());
+    }
     let is_main = edit.scope.function.is_none() && edit.scope.steps.is_empty();
-    let nodes = match body {
+    let mut next = Vec::with_capacity(count);
+    let mut origins = Vec::with_capacity(count);
+    let nodes = match body(model, &edit.scope).ok_or_else(missing)? {
         Body::Graph(graph) => {
+            let (initializers, inputs) = (graph.initializer.len(), graph.input.len());
+            undo.push(Undo::Added { scope: scope(), initializers, inputs });
             for tensor in &edit.add_initializers {
                 if is_main && ir_version < 4 {
                     graph.input.push(declaration(tensor));
@@ -124,30 +233,35 @@ fn apply_to_scope(model: &mut Model, edit: &ScopeEdit, ir_version: i64) -> Resul
             }
             &mut graph.node
         }
-        Body::Function(nodes) => nodes,
+        Body::Function(nodes) => {
+            for tensor in &edit.add_initializers {
+                let name = tensor.name.clone().unwrap_or_default();
+                let value = crate::build::attr_t("value", tensor.clone());
+                next.push(crate::build::node("Constant", "", &[] as &[&str], &[name], vec![value]));
+                origins.push(None);
+            }
+            nodes
+        }
     };
-    let past_end = |&at: &usize| at > nodes.len();
-    if edit.insert_nodes.iter().map(|(at, _)| at).any(past_end) || edit.remove_nodes.iter().any(|at| *at >= nodes.len())
-    {
-        return Err(missing());
+    let mut inserted: BTreeMap<usize, Vec<&NodeProto>> = BTreeMap::new();
+    for (at, new) in &edit.insert_nodes {
+        inserted.entry(*at).or_default().extend(new);
     }
-    let mut next = Vec::with_capacity(nodes.len());
-    if edit.scope.function.is_some() && edit.scope.steps.is_empty() {
-        for tensor in &edit.add_initializers {
-            let name = tensor.name.clone().unwrap_or_default();
-            let value = crate::build::attr_t("value", tensor.clone());
-            next.push(crate::build::node("Constant", "", &[] as &[&str], &[name], vec![value]));
-        }
-    }
+    let mut removed = Vec::new();
     for (at, node) in std::mem::take(nodes).into_iter().map(Some).chain([None]).enumerate() {
-        for (_, new) in edit.insert_nodes.iter().filter(|(place, _)| *place == at) {
-            next.extend(new.iter().cloned());
-        }
-        if let Some(node) = node.filter(|_| !edit.remove_nodes.contains(&at)) {
-            next.push(node);
+        next.extend(inserted.remove(&at).into_iter().flatten().cloned());
+        origins.resize(next.len(), None);
+        match node {
+            Some(node) if edit.remove_nodes.contains(&at) => removed.push((at, node)),
+            Some(node) => {
+                next.push(node);
+                origins.push(Some(at));
+            }
+            None => {}
         }
     }
     *nodes = next;
+    undo.push(Undo::Nodes { scope: scope(), before: count, origins, removed });
     Ok(())
 }
 
@@ -164,7 +278,7 @@ fn declaration(tensor: &TensorProto) -> ValueInfoProto {
 }
 
 /// Removes those of `names` that nothing reads, and what only they read, until nothing more falls away.
-fn prune(model: &mut Model, names: &BTreeSet<String>) {
+fn prune(model: &mut Model, names: &BTreeSet<String>, undo: &mut Vec<Undo>) {
     let mut candidates = names.clone();
     loop {
         let index = Index::new(model);
@@ -194,20 +308,21 @@ fn prune(model: &mut Model, names: &BTreeSet<String>) {
         drop(index);
         // Inner scopes first: taking a node out of an outer one would move the paths of the inner ones.
         for (path, name) in dead.into_iter().rev() {
-            match body(model, &path) {
-                Some(Body::Graph(graph)) => {
-                    graph.initializer.retain(|t| t.name.as_deref() != Some(&name));
-                    graph.node.retain(|n| n.output.len() != 1 || n.output[0] != name);
-                    graph.value_info.retain(|v| v.name.as_deref() != Some(&name));
-                    graph.quantization_annotation.retain(|a| a.tensor_name.as_deref() != Some(&name));
-                    if path.steps.is_empty() {
-                        graph.input.retain(|v| v.name.as_deref() != Some(&name));
-                    }
+            let mut parts = Parts::default();
+            let named = |other: Option<&str>| other == Some(&name);
+            if let Some(Body::Graph(graph)) = body(model, &path) {
+                parts.initializers = take(&mut graph.initializer, |t| named(t.name.as_deref()));
+                parts.value_infos = take(&mut graph.value_info, |v| named(v.name.as_deref()));
+                parts.annotations = take(&mut graph.quantization_annotation, |a| named(a.tensor_name.as_deref()));
+                if path.steps.is_empty() {
+                    parts.inputs = take(&mut graph.input, |v| named(v.name.as_deref()));
                 }
-                Some(Body::Function(nodes)) => nodes.retain(|n| n.output.len() != 1 || n.output[0] != name),
-                None => {}
             }
+            if let Some(nodes) = nodes_of(model, &path) {
+                parts.nodes = take(nodes, |n| n.output.len() == 1 && named(n.output.first().map(String::as_str)));
+            }
+            undo.push(Undo::Pruned { scope: path, parts });
         }
-        candidates.extend(next_candidates);
+        candidates.extend(next_candidates.into_iter().filter(|name| !name.is_empty()));
     }
 }

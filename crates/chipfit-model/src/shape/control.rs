@@ -51,20 +51,25 @@ impl<'m> Walk<'_, 'm> {
     fn iterate(&mut self, scope: ScopeId, node: &'m NodeProto, body: ScopeId) -> Arguments {
         let arguments = self.arguments(scope, node);
         let trips = arguments.first().and_then(|(_, trips)| trips.as_ref()?.elements().first()?.int());
-        let conditional = node.input.get(1).is_some_and(|name| !name.is_empty());
+        let condition = node.input.get(1).is_some_and(|name| !name.is_empty());
+        let starts = arguments.get(1).and_then(|(_, value)| value.clone()).filter(|v| is_true(v));
         let carried: Vec<TensorType> = arguments.into_iter().skip(2).map(|(t, _)| t).collect();
-        let scalar = |dtype| (tensor(Some(dtype), Some(Vec::new())), None);
+        let scalar = |dtype| tensor(Some(dtype), Some(Vec::new()));
         let enter = |walk: &mut Self, carried: &[TensorType]| {
-            let mut inner: Arguments = vec![scalar(DataType::Int64), scalar(DataType::Bool)];
+            let mut inner: Arguments = vec![(scalar(DataType::Int64), None), (scalar(DataType::Bool), starts.clone())];
             inner.extend(carried.iter().map(|t| (t.clone(), None)));
             walk.enter(body, &inner);
-            let mut results = walk.results(body);
-            // What decides whether to go on is no output of the node.
-            (!results.is_empty()).then(|| results.remove(0));
-            results
+            walk.results(body)
         };
-        let (carried, results) = self.invariant(body, carried, enter);
-        let length = trips.filter(|_| !conditional).and_then(|n| usize::try_from(n.max(0)).ok());
+        let (carried, mut results) = self.invariant(body, carried, 1, enter);
+        if results.is_empty() {
+            return results;
+        }
+        // What decides whether to go on is no output of the node. It was walked as true, so by induction the loop
+        // runs to its count where it comes out true.
+        let (_, goes_on) = results.remove(0);
+        let counted = !condition || (starts.is_some() && goes_on.is_some_and(|v| is_true(&v)));
+        let length = trips.filter(|_| counted).and_then(|n| usize::try_from(n.max(0)).ok());
         let stacked = length.map_or(Dim::Unknown, Dim::Known);
         results
             .into_iter()
@@ -78,10 +83,12 @@ impl<'m> Walk<'_, 'm> {
     }
 
     /// Walks a body with the carried types; where an iteration changes one, again with what stays true of it.
+    /// The body's outputs are the carried ones after `skipped` others.
     fn invariant(
         &mut self,
         body: ScopeId,
         carried: Vec<TensorType>,
+        skipped: usize,
         enter: impl Fn(&mut Self, &[TensorType]) -> Arguments,
     ) -> (Vec<TensorType>, Arguments) {
         let open = |t: &TensorType| tensor(t.dtype, None);
@@ -92,7 +99,7 @@ impl<'m> Walk<'_, 'm> {
         }
         let results = enter(self, &carried);
         let joined = |carried: &[TensorType], results: &Arguments| -> Vec<TensorType> {
-            let one = |(i, t)| results.get(i).map_or_else(|| open(t), |(after, _)| join(t, after));
+            let one = |(i, t)| results.get(i + skipped).map_or_else(|| open(t), |(after, _)| join(t, after));
             carried.iter().enumerate().map(one).collect()
         };
         let kept = joined(&carried, &results);
@@ -131,7 +138,7 @@ impl<'m> Walk<'_, 'm> {
             walk.enter(body, &carried.iter().chain(&inner).map(|t| (t.clone(), None)).collect());
             walk.results(body)
         };
-        let (carried, results) = self.invariant(body, carried.to_vec(), enter);
+        let (carried, results) = self.invariant(body, carried.to_vec(), 0, enter);
         let output = |(i, (t, _)): (usize, (TensorType, Option<Rc<Value>>))| match carried.get(i) {
             Some(initial) => (join(initial, &t), None),
             None => {
@@ -156,4 +163,8 @@ fn insert(dtype: Option<DataType>, mut dims: Vec<Dim>, axis: usize, dim: Dim) ->
 /// The value of an integer list.
 pub(super) fn int_vector(ints: &[i64]) -> Option<Value> {
     Value::vector(ints.iter().map(|&n| Element::Int(n)).collect())
+}
+
+fn is_true(value: &Value) -> bool {
+    matches!(value.elements(), [Element::Int(n)] if *n != 0)
 }

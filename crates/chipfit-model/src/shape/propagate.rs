@@ -98,7 +98,7 @@ fn value(view: &View, output: &TensorType) -> Option<Value> {
             })
         }
         "ReduceProd" | "ReduceSum" | "ReduceMax" | "ReduceMin" => reduce(view, output),
-        "Neg" | "Abs" | "Floor" | "Ceil" | "Round" | "Not" | "Sign" | "Sqrt" => {
+        "Neg" | "Abs" | "Floor" | "Ceil" | "Round" | "Not" | "Relu" | "Sign" | "Sqrt" => {
             let x = view.value(0)?;
             Some(x.map(output.dtype?, |e| unary(view.op(), e)))
         }
@@ -256,6 +256,8 @@ fn unary(op: &str, e: &Element) -> Element {
         ("Sign", Element::Int(n)) => Element::Int(n.signum()),
         ("Not", Element::Int(n)) => Element::Int(i64::from(*n == 0)),
         ("Floor" | "Ceil" | "Round", Element::Int(n)) => Element::Int(*n),
+        ("Relu", Element::Int(n)) => Element::Int((*n).max(0)),
+        ("Relu", Element::Float(x)) => Element::Float(x.max(0.0)),
         ("Neg", Element::Float(x)) => Element::Float(-x),
         ("Abs", Element::Float(x)) => Element::Float(x.abs()),
         ("Floor", Element::Float(x)) => Element::Float(x.floor()),
@@ -263,7 +265,7 @@ fn unary(op: &str, e: &Element) -> Element {
         ("Round", Element::Float(x)) => Element::Float(x.round_ties_even()),
         ("Sqrt", Element::Float(x)) => Element::Float(x.sqrt()),
         // A length is not negative.
-        ("Abs" | "Floor" | "Ceil" | "Round", Element::Named(_)) => e.clone(),
+        ("Abs" | "Floor" | "Ceil" | "Relu" | "Round", Element::Named(_)) => e.clone(),
         _ => Element::Unknown,
     }
 }

@@ -6,7 +6,7 @@ ONNX Runtime really computes.
 BIN is the example `shapes` of chipfit-model. Models: every shape that onnx.shape_inference finds must be found
 too, and, with inputs fixed, every intermediate value must be known and as ONNX Runtime made it. Node tests:
 declared shapes are stripped first, so that nothing can be copied from them; what is inferred must be the shape of
-the stored output. Exits with 1 at any contradiction, or where more is unknown than the limits below allow.
+the stored output. Exits with 1 at any contradiction, or where something is unknown that is not listed below.
 """
 
 import argparse
@@ -22,9 +22,15 @@ import onnx
 import onnx.shape_inference
 from onnx import numpy_helper
 
-# Share of the node tests' outputs whose shape must be fully inferred once shape-like inputs are constants.
-# The rest depend on data (NonZero, NonMaxSuppression, Unique, ...), on sequences or on training operators.
-NODE_TESTS_FULLY_INFERRED = 0.93
+# Operators whose output shapes depend on data, or that are about sequences, strings or training. A node test with
+# one of them may stay open (but not be wrong); every other one must be inferred fully.
+MAY_STAY_OPEN = set(
+    """Unique NonMaxSuppression Compress NonZero StringNormalizer TfIdfVectorizer Adam Adagrad Momentum Gradient
+    SequenceConstruct SequenceAt SequenceErase SequenceInsert SequenceLength SplitToSequence ConcatFromSequence
+    OptionalGetElement OptionalHasElement""".split()
+)
+# Tests whose shape changes from one iteration to the next, or that feed a version (Scan 8) that is not followed.
+MAY_STAY_OPEN_TESTS = {"node/test_loop11", "node/test_scan_sum"}
 # Heights and widths given to inputs that leave them open.
 SIZES = [(64, 96), (128, 160)]
 
@@ -110,7 +116,8 @@ def node_tests(binary, folder, work, report):
                 report.fail(f"{label}: {name} has shape {want}, inferred {dims}")
             elif dims is None or not all(isinstance(d, int) for d in dims):
                 misses[ops] += 1
-                report.note(f"{label}: {name} has shape {want}, inferred {dims}")
+                expected = label in MAY_STAY_OPEN_TESTS or any(n.op_type in MAY_STAY_OPEN for n in nodes)
+                (report.note if expected else report.fail)(f"{label}: {name} has shape {want}, inferred {dims}")
             else:
                 full += 1
             # Before numpy had bfloat16, the test data kept it as its bits.
@@ -119,8 +126,8 @@ def node_tests(binary, folder, work, report):
                 report.fail(f"{label}: {name} is {array.dtype}, inferred {dtype}")
     print(f"node tests: {full} of {total} outputs fully inferred ({100 * full / max(total, 1):.1f}%)")
     print("  not fully inferred: " + ", ".join(f"{op} {n}" for op, n in misses.most_common()))
-    if total == 0 or full / total < NODE_TESTS_FULLY_INFERRED:
-        report.fail(f"node tests: only {full} of {total} outputs fully inferred")
+    if total == 0:
+        report.fail(f"{folder} holds no node test")
 
 
 def contradicts(dims, want):
@@ -242,7 +249,7 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         work = pathlib.Path(work)
         for folder in arguments.models:
-            for path in sorted(folder.rglob("*.onnx")):
+            for path in sorted(folder.glob("*.onnx")):
                 against_onnx(arguments.shapes_binary, path, work, report)
                 ran = [against_runtime(arguments.shapes_binary, path, size, work, report) for size in SIZES]
                 if not any(ran):
