@@ -104,9 +104,9 @@ pub(crate) fn build(
     }
     let (last, interleave) = match options.form {
         Form::ZeroPad => builder.zero_pad()?,
-        Form::Split | Form::RowSplit | Form::Fused => builder.pieces(&Shift::None)?,
-        Form::Shi => builder.pieces(&Shift::ToEnd)?,
-        Form::Chang => builder.pieces(&Shift::Unpadded)?,
+        Form::Split | Form::RowSplit | Form::Fused => builder.pieces(Shift::None)?,
+        Form::Shi => builder.pieces(Shift::DropBegin)?,
+        Form::Chang => builder.pieces(Shift::ToEnd)?,
     };
     let output = match &source.tail {
         Some(tail) => &tail.quantize.1.output[0],
@@ -118,12 +118,13 @@ pub(crate) fn build(
 }
 
 /// What the approximate forms do to the pads.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Shift {
     None,
-    /// Shi: all input padding at the bottom and right.
+    /// Shi: no padding at the begin, so the first rows are lost and the output is smaller.
+    DropBegin,
+    /// Chang: the padding of the begin sits at the end, so the output is shifted and wrong at its end.
     ToEnd,
-    /// Chang: no input padding; the outputs that are missing at the end are zero.
-    Unpadded,
 }
 
 struct Builder<'a, 'm> {
@@ -172,26 +173,27 @@ impl<'m> Builder<'_, 'm> {
         self.source.axes.iter().enumerate().map(plan).collect()
     }
 
-    fn pieces(&mut self, shift: &Shift) -> Result<(String, Option<Interleave>), String> {
+    fn pieces(&mut self, shift: Shift) -> Result<(String, Option<Interleave>), String> {
         let mut plans = self.plans();
         let lengths: Vec<Option<i64>> = self.source.axes.iter().map(|a| a.n).collect();
-        let mut missing = vec![0; plans.len()];
-        for (a, plan) in plans.iter_mut().enumerate() {
+        // Without stride there is nothing to interleave: the earlier conversions are exact there.
+        let strided = self.source.axes.iter().any(|a| a.s > 1);
+        for (plan, n) in plans.iter_mut().zip(&lengths).filter(|_| strided) {
             let Some(piece) = plan.pieces.first_mut() else { continue };
+            let begin = piece.pad_begin.max(0);
             match shift {
                 Shift::None => {}
+                Shift::DropBegin => {
+                    piece.pad_begin -= begin;
+                    plan.rows_extra -= begin;
+                    let left = n.map_or(i64::MAX, |n| plan.rows(n) * plan.phases as i64);
+                    if left <= plan.crop_begin + plan.crop_end {
+                        return Err("nothing would be left of its output".into());
+                    }
+                }
                 Shift::ToEnd => {
-                    let begin = piece.pad_begin.max(0);
                     piece.pad_begin -= begin;
                     piece.pad_end += begin;
-                }
-                Shift::Unpadded => {
-                    missing[a] = piece.pad_begin.max(0) + piece.pad_end.max(0);
-                    piece.pad_begin = piece.pad_begin.min(0);
-                    piece.pad_end = piece.pad_end.min(0);
-                    if lengths[a].is_none_or(|n| plan.rows(n) <= missing[a]) {
-                        return Err("chang needs a fixed input that is longer than the kernel".into());
-                    }
                 }
             }
         }
@@ -201,7 +203,7 @@ impl<'m> Builder<'_, 'm> {
         };
         let phases: usize = plans.iter().map(AxisPlan::phases_per_piece).product();
         let channel_major = phases > 1 && self.source.group > 1;
-        let rows_extra: Vec<i64> = plans.iter().zip(&missing).map(|(p, m)| p.rows_extra - m).collect();
+        let rows_extra: Vec<i64> = plans.iter().map(|p| p.rows_extra).collect();
         let convs: Vec<Conv<'_>> = (0..count)
             .map(|mut i| {
                 let mut pieces: Vec<&Piece> = Vec::new();
@@ -222,14 +224,6 @@ impl<'m> Builder<'_, 'm> {
         }
         for (part, conv) in parts.iter_mut().zip(&convs).filter(|(_, c)| is_empty(c)) {
             *part = self.bias_alone(conv, &mut sibling)?;
-        }
-        if missing.iter().any(|&m| m > 0) {
-            let zero = self.output_zero();
-            let mut pads = vec![0; 4 + 2 * missing.len()];
-            pads[4 + missing.len()..].copy_from_slice(&missing);
-            for part in &mut parts {
-                *part = self.e.pad(part, &pads, zero.as_ref());
-            }
         }
         let weave = Weave {
             axes: plans
@@ -271,13 +265,7 @@ impl<'m> Builder<'_, 'm> {
         if axes.is_empty() { value } else { self.e.slice(&value, &axes, &starts, &ends) }
     }
 
-    /// The stored zero of the output, for Pad: `None` is 0.0.
-    fn output_zero(&self) -> Option<ConstTensor> {
-        let tail = self.source.tail.as_ref()?;
-        let zero_point = self.index.constant_tensor(self.source.scope, tail.quantize.1.input.get(2)?).ok()??;
-        zero_point.reshaped(Vec::new())
-    }
-
+    /// The stored zero of the quantised input, for Pad.
     fn input_zero(&self) -> Option<ConstTensor> {
         let q = self.source.input.as_ref()?;
         let zero_point = self.index.constant_tensor(self.source.scope, q.node.input.get(2)?).ok()??;

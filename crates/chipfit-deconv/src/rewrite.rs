@@ -252,6 +252,7 @@ pub fn plan(index: &Index<'_>, shapes: &Shapes, options: &Options) -> Result<Rew
         };
         nodes.push(report(label, place, &source, outline, form, &built, reason));
         let edit = edits.entry(scope).or_insert_with(|| ScopeEdit::new(index.scopes[scope].path.clone()));
+        edit.forget_lengths |= form == Form::Shi;
         add_to_edit(edit, &source, built);
     }
     Ok(Rewrite { patch: Patch { edits: edits.into_values().collect() }, nodes })
@@ -432,7 +433,8 @@ fn report(
     };
     let mut warnings = source.warnings.clone();
     if !form.is_exact() {
-        warnings.push(format!("{} does not preserve the result", form.name()));
+        let how = if form == Form::Shi { ": its output is smaller and shifted" } else { ": its output is shifted" };
+        warnings.push(format!("{} does not preserve the result{how}", form.name()));
     }
     NodeReport {
         name,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::index::{CheckError, Index, ScopePath};
 use crate::onnx::Model;
+use crate::proto::__buffa::oneof::type_proto::Value;
 use crate::proto::{GraphProto, NodeProto, TensorAnnotation, TensorProto, ValueInfoProto};
 
 /// Changes to one scope.
@@ -21,6 +22,9 @@ pub struct ScopeEdit {
     /// Names of constants that may have lost their last user: initializers (with their input
     /// declaration), Constant, Identity and DequantizeLinear nodes are removed where nothing reads them any more.
     pub prune: BTreeSet<String>,
+    /// The edit changes the lengths of values: lengths that the model declares (from the third axis on, inputs
+    /// excepted) are forgotten.
+    pub forget_lengths: bool,
 }
 
 impl ScopeEdit {
@@ -32,6 +36,7 @@ impl ScopeEdit {
             insert_nodes: Vec::new(),
             add_initializers: Vec::new(),
             prune: BTreeSet::new(),
+            forget_lengths: false,
         }
     }
 }
@@ -69,6 +74,10 @@ impl Model {
             for step in undo.into_iter().rev() {
                 step.revert(self);
             }
+        } else if patch.edits.iter().any(|e| e.forget_lengths)
+            && let Some(graph) = self.proto.graph.as_option_mut()
+        {
+            forget_lengths(graph);
         }
         result
     }
@@ -265,13 +274,25 @@ fn apply_to_scope(
     Ok(())
 }
 
+/// Forgets the declared lengths of everything but inputs, from the third axis on.
+fn forget_lengths(graph: &mut GraphProto) {
+    for info in graph.value_info.iter_mut().chain(&mut graph.output) {
+        if let Some(Value::TensorType(t)) = info.r#type.as_option_mut().and_then(|t| t.value.as_mut())
+            && let Some(shape) = t.shape.as_option_mut()
+        {
+            shape.dim.iter_mut().skip(2).for_each(|d| d.value = None);
+        }
+    }
+    for attribute in graph.node.iter_mut().flat_map(|n| &mut n.attribute) {
+        attribute.g.as_option_mut().into_iter().chain(&mut attribute.graphs).for_each(forget_lengths);
+    }
+}
+
 fn declaration(tensor: &TensorProto) -> ValueInfoProto {
     let name = tensor.name.as_deref().unwrap_or_default();
     let dims: Vec<_> = tensor.dims.iter().map(|&d| crate::build::DimSpec::Known(d)).collect();
     let mut info = crate::build::value_info(name, crate::DataType::Float, &dims);
-    if let Some(crate::proto::__buffa::oneof::type_proto::Value::TensorType(t)) =
-        info.r#type.as_option_mut().and_then(|t| t.value.as_mut())
-    {
+    if let Some(Value::TensorType(t)) = info.r#type.as_option_mut().and_then(|t| t.value.as_mut()) {
         t.elem_type = tensor.data_type;
     }
     info
