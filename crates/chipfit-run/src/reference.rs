@@ -429,3 +429,6 @@ pub(crate) fn next_position(position: &mut [usize], length: impl Fn(usize) -> us
         position[axis] = 0;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -81,6 +81,9 @@ impl Op<'_> {
         if matches!(self.mode, Mode::SmallIntegers { .. } | Mode::Accumulators) {
             return Ok(x.clone());
         }
+        if self.node.op_type.as_deref() == Some("Clip") && !x.dtype.is_float() {
+            return self.clip_integers(x);
+        }
         let x = &real(x)?;
         let f = |name: &str, default: f32| f64::from(get_f(self.node, name).unwrap_or(default));
         let activation = match self.node.op_type.as_deref().unwrap_or_default() {
@@ -113,6 +116,21 @@ impl Op<'_> {
         };
         let shadow = self.error_after(&data, x.dtype, |at| x.shadow.at(at).map(|e| e * activation.lipschitz()));
         Ok(Tensor { dtype: x.dtype, dims: x.dims.clone(), data, shadow })
+    }
+
+    fn clip_integers(&self, x: &Tensor) -> Result<Tensor, Fault> {
+        let bound = |at: usize, default: i64| match self.optional(at).map(Tensor::to_i64s) {
+            None => Ok(default),
+            Some(v) => v.filter(|v| v.len() == 1).and_then(|v| v.first().copied()).ok_or("a bound must be one integer"),
+        };
+        let (low, high) = (bound(1, i64::MIN)?, bound(2, i64::MAX)?);
+        let clip = |v: i64| v.max(low).min(high);
+        let data = match &x.data {
+            Data::I32(v) => Data::I32(v.iter().map(|&v| clip(i64::from(v)) as i32).collect()),
+            Data::I64(v) => Data::I64(v.iter().map(|&v| clip(v)).collect()),
+            _ => return Err("integers were expected".into()),
+        };
+        Ok(Tensor { data, ..x.clone() })
     }
 
     fn prelu(&self, x: &Tensor) -> Result<Tensor, Fault> {
