@@ -100,10 +100,12 @@ fn outlets(infos: &[&ValueInfoProto]) -> Vec<Outlet> {
     infos.iter().map(outlet).collect()
 }
 
-/// What this engine computes otherwise than the file asks, judged by the types of inputs, outputs and constants.
+/// What this engine computes otherwise than the file asks, judged by the types of inputs, outputs and constants
+/// (int64 constants left out: nearly every file has some, as shapes).
 fn caveats<'a>(file: &Model, outlets: impl Iterator<Item = &'a Outlet>) -> Vec<String> {
     let index = Index::new(file);
     let constants = index.tensors().into_iter().filter_map(|t| DataType::from_code(t.data_type.unwrap_or(0)));
+    let constants = constants.filter(|dtype| *dtype != DataType::Int64);
     let used: BTreeSet<DataType> = outlets.filter_map(|o| o.dtype).chain(constants).collect();
     let texts = [
         (DataType::Double, "double values are computed in float"),
