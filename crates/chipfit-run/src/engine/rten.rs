@@ -169,7 +169,7 @@ impl Session for RtenSession {
             }
         }
         let model = &self.model;
-        let results = guarded(ENGINE, RUN, || model.run(values, &wanted, Some(options)).map_err(|e| failed(RUN, e)))?;
+        let results = guarded(ENGINE, RUN, || model.run(values, &wanted, Some(options)).map_err(|e| run_error(&e)))?;
         let result = |(outlet, id): (&Outlet, &NodeId)| {
             let position = wanted.iter().position(|w| w == id);
             let value = position.and_then(|p| results.get(p));
@@ -263,5 +263,14 @@ fn load_error(error: &rten::LoadError) -> EngineError {
         rten::LoadErrorKind::OperatorInvalid => unsupported(text),
         _ if text.contains("unsupported data type") || known.iter().any(|k| text.contains(k)) => unsupported(text),
         _ => failed(LOAD, text),
+    }
+}
+
+/// Sorts the errors of running. The file was checked before and the inputs by the engine, so an operator that fails
+/// is one that the engine does not have in full: 3-D windows, rarer element types, optional outputs.
+fn run_error(error: &rten::RunError) -> EngineError {
+    match error.kind() {
+        rten::RunErrorKind::OperatorError => unsupported(error.to_string()),
+        _ => failed(RUN, error),
     }
 }
