@@ -1,7 +1,7 @@
 //! Two models on the same inputs, output by output.
 //!
 //! Both models run in one [`Engine`] on each [`InputSet`]; outputs are matched by name and compared by
-//! [`metrics`](crate::metrics). Outputs that only one model has, and outputs of different type or shape, are
+//! [`metrics`]. Outputs that only one model has, and outputs of different type or shape, are
 //! errors that name the output: a number would hide them. Nothing is judged here.
 
 use std::collections::BTreeMap;
@@ -172,7 +172,7 @@ impl OutputReport {
     }
 
     /// The largest difference in integer steps of all runs; `None` for floats.
-    pub fn max_steps(&self) -> Option<u128> {
+    pub fn max_steps(&self) -> Option<u64> {
         self.runs.iter().filter_map(|r| r.difference.max_steps).max()
     }
 

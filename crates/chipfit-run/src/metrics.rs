@@ -66,7 +66,7 @@ pub struct Difference {
     /// The dynamic range `L`.
     pub range: f64,
     /// For integers: the largest difference in steps, exact. `None` for floats.
-    pub max_steps: Option<u128>,
+    pub max_steps: Option<u64>,
 }
 
 /// Compares `x` with the reference `y`. `range` replaces the dynamic range of PSNR.
@@ -80,7 +80,7 @@ pub fn difference(y: &ConstTensor, x: &ConstTensor, range: Option<f64>) -> Resul
     let max_steps = match (integers(y), integers(x)) {
         (Some(ys), Some(xs)) => {
             // Exact: f64 cannot tell neighbouring 64-bit integers apart.
-            let steps = || ys.iter().zip(&xs).map(|(y, x)| y.abs_diff(*x));
+            let steps = || ys.iter().zip(&xs).map(|(y, x)| u64::try_from(y.abs_diff(*x)).unwrap_or(u64::MAX));
             steps().enumerate().for_each(|(position, steps)| sums.add(position, steps as f64));
             Some(steps().max().unwrap_or(0))
         }

@@ -8,7 +8,7 @@
 //! over its whole range.
 //!
 //! Shapes come from the model's declaration and the caller's overrides; a named dimension that an override
-//! fixes is fixed wherever the name occurs. A dimension that is still free, or declared as 0 or less, becomes
+//! fixes is fixed wherever the name occurs ("?", "-1" and "None" are no names). A dimension that is still free, or declared as 0 or less, becomes
 //! [`DEFAULT_BATCH`] at axis 0 and [`DEFAULT_SPATIAL`] at axes 2 and 3 of a rank-4 input; any other is an error
 //! that asks for `--input`. Read [`inputs`] first, then [`input_shapes`] and [`tensor`].
 
@@ -151,6 +151,11 @@ pub fn input_shapes(model: &Model, overrides: &BTreeMap<String, Vec<usize>>) -> 
     declared.into_iter().map(|d| d.settle(overrides, &lengths)).collect()
 }
 
+/// Whether a dimension's symbol tells it from others: exporters write "?", "-1" and "None" for any unknown length.
+fn is_a_name(symbol: &str) -> bool {
+    symbol != "None" && symbol.chars().any(char::is_alphabetic)
+}
+
 /// One declared dimension: fixed, or free under a name that may be empty.
 enum DeclaredDim {
     Fixed(usize),
@@ -180,7 +185,7 @@ impl Declared {
                     Ok(n) if n > 0 => DeclaredDim::Fixed(n),
                     _ => DeclaredDim::Free(String::new()),
                 },
-                Some(DimValue::DimParam(symbol)) => DeclaredDim::Free(symbol.clone()),
+                Some(DimValue::DimParam(symbol)) if is_a_name(symbol) => DeclaredDim::Free(symbol.clone()),
                 _ => DeclaredDim::Free(String::new()),
             };
             shape.dim.iter().map(|d| dim(&d.value)).collect()

@@ -287,23 +287,15 @@ fn measuring_tells_much_work_from_little() {
     assert!(error.to_string().contains("candidate 'broken'"), "{error}");
 }
 
-/// The difference of rten from ONNX Runtime on random inputs, relative to max|y|, over all outputs.
-fn engines_differ_by(path: &Path, input: &[usize]) -> Option<f64> {
+/// The outputs of ONNX Runtime and of rten on the same random inputs.
+fn outputs_of_both(path: &Path, input: &[usize]) -> Option<[Vec<(String, ConstTensor)>; 2]> {
     let oracle = onnx_runtime("rten against ONNX Runtime")?;
     let model = Model::open(path, &Limits::default()).unwrap();
     let file: Bytes = fs::read(path).unwrap().into();
     let name = random::real_inputs(&model)[0].name.clone().unwrap();
-    let shapes = BTreeMap::from([(name, input.to_vec())]);
-    let inputs = random::inputs(&model, &shapes, 11).unwrap();
-    let ys = oracle.load(&file, path.parent()).unwrap().run(&inputs).unwrap();
-    let xs = RtenEngine::default().load(&file, path.parent()).unwrap().run(&inputs).unwrap();
-    assert_eq!(ys.len(), xs.len());
-    let pairs = ys.iter().zip(&xs);
-    let rel = pairs.map(|((name, y), (other, x))| {
-        assert_eq!(name, other);
-        difference(y, x, None).unwrap().max_rel
-    });
-    Some(rel.fold(0.0, f64::max))
+    let inputs = random::inputs(&model, &BTreeMap::from([(name, input.to_vec())]), 11).unwrap();
+    let outputs = |engine: &dyn Engine| engine.load(&file, path.parent()).unwrap().run(&inputs).unwrap();
+    Some([outputs(&oracle), outputs(&RtenEngine::default())])
 }
 
 #[test]
@@ -317,9 +309,15 @@ fn the_engines_agree_on_the_real_models() {
     ];
     for (name, input) in cases {
         let Some(path) = shared_model("rten against ONNX Runtime", name) else { continue };
-        if let Some(rel) = engines_differ_by(&path, input) {
-            println!("{name}: rten differs from ONNX Runtime by {rel:.2e} of max|y|");
-            assert!(rel < 1e-4, "{name}: {rel:e}");
+        let Some([ys, xs]) = outputs_of_both(&path, input) else { continue };
+        assert_eq!(ys.len(), xs.len(), "{name}");
+        for ((output, y), (other, x)) in ys.iter().zip(&xs) {
+            assert_eq!(output, other);
+            let found = difference(y, x, None).unwrap();
+            println!("{name} {output}: max abs {:.2e}, {:.2e} of max|y|", found.max_abs, found.max_rel);
+            // On noise the text detector's sigmoid stays below 1e-6, where ONNX Runtime's own levels of optimisation
+            // differ by a tenth of it; an absolute 1e-6 is far below what any of these models resolves.
+            assert!(found.max_rel < 1e-4 || found.max_abs < 1e-6, "{name} {output}: {found:?}");
         }
     }
 }

@@ -72,8 +72,9 @@ pub(super) fn not_found(why: &str) -> EngineError {
     EngineError::NotFound {
         engine: ENGINE.to_owned(),
         why: why.to_owned(),
-        hint: "install the Python package onnxruntime (1.17 or newer) and name that Python with CHIPFIT_PYTHON, \
-               or name the library (libonnxruntime.so, libonnxruntime.dylib, onnxruntime.dll) with ORT_DYLIB_PATH"
+        hint: "install the Python package onnxruntime (1.19 or newer: older ones do not hold the library) and name \
+               that Python with CHIPFIT_PYTHON, or name a library of 1.17 or newer (libonnxruntime.so, \
+               libonnxruntime.dylib, onnxruntime.dll) with ORT_DYLIB_PATH"
             .to_owned(),
     }
 }

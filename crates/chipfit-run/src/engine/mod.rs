@@ -54,6 +54,16 @@ pub enum EngineError {
         /// The thing, with the node or value it belongs to.
         what: String,
     },
+    /// The engine itself broke down: a bug in it, whatever the model.
+    #[error("{engine} panicked while it was to {step}: {why}")]
+    Panicked {
+        /// The engine.
+        engine: String,
+        /// What it was doing: "load the model", "run the model".
+        step: &'static str,
+        /// The panic's message.
+        why: String,
+    },
     /// Anything else: a broken model, inputs that do not fit, a failure inside the engine.
     #[error("{engine} failed to {step}: {why}")]
     Failed {
@@ -115,7 +125,7 @@ pub trait Session {
     fn run(&mut self, inputs: &[(String, ConstTensor)]) -> Result<Vec<(String, ConstTensor)>, EngineError>;
 }
 
-/// Runs `action`; a panic becomes [`EngineError::Failed`].
+/// Runs `action`; a panic becomes [`EngineError::Panicked`].
 fn guarded<T>(
     engine: &str,
     step: &'static str,
@@ -123,7 +133,7 @@ fn guarded<T>(
 ) -> Result<T, EngineError> {
     // Nothing that was being changed is looked at again after a panic: the caller drops the session.
     catch_unwind(AssertUnwindSafe(action)).unwrap_or_else(|payload| {
-        Err(EngineError::Failed { engine: engine.to_owned(), step, why: format!("panic: {}", panic_text(&*payload)) })
+        Err(EngineError::Panicked { engine: engine.to_owned(), step, why: panic_text(&*payload).to_owned() })
     })
 }
 

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use bytes::Bytes;
-use chipfit_model::{ConstTensor, DataType};
+use chipfit_model::proto::TensorProto;
+use chipfit_model::tensor::is_external;
+use chipfit_model::{ConstTensor, DataType, Limits, Model};
 use half::{bf16, f16};
 use ort::environment::Environment;
 use ort::session::Session as OrtSession;
@@ -124,6 +126,10 @@ impl OnnxRuntime {
         const STEP: &str = "load the model";
         guarded(ENGINE, STEP, || {
             let mut builder = self.builder(folder).map_err(|e| failed(STEP, &e))?;
+            for (name, tensor) in external_initializers(model, folder)? {
+                let value = to_value(&name, &tensor)?;
+                builder = builder.with_external_initializer(&name, value).map_err(|e| failed(STEP, &e))?;
+            }
             let session = builder.commit_from_memory(model).map_err(|e| load_error(&e))?;
             let names = |outlets: &[ort::value::Outlet]| outlets.iter().map(|o| o.name().to_owned()).collect();
             let (inputs, outputs) = (names(session.inputs()), names(session.outputs()));
@@ -148,6 +154,23 @@ impl OnnxRuntime {
         }
         Ok(builder)
     }
+}
+
+/// The main graph's initializers that lie in other files, read under the rules of [`Model::tensor`]: older
+/// versions read no external data for a model that comes from memory. (In subgraphs it is left to the library.)
+fn external_initializers(model: &Bytes, folder: Option<&Path>) -> Result<Vec<(String, ConstTensor)>, EngineError> {
+    let Some(folder) = folder else { return Ok(Vec::new()) };
+    let wrong = |why: String| EngineError::Failed { engine: ENGINE.to_owned(), step: "load the model", why };
+    let mut file = Model::from_bytes(model.clone(), &Limits::default()).map_err(|e| wrong(e.to_string()))?;
+    file.folder = Some(folder.to_owned());
+    // Refuses locations that lead out of the folder, wherever in the model they are.
+    file.external_files().map_err(|e| wrong(e.to_string()))?;
+    let external = file.graph().initializer.iter().filter(|t| is_external(t));
+    let read = |tensor: &TensorProto| {
+        let data = file.tensor(tensor).map_err(|e| wrong(e.to_string()))?;
+        Ok((tensor.name.clone().unwrap_or_default(), data))
+    };
+    external.map(read).collect()
 }
 
 impl Engine for OnnxRuntime {

@@ -44,6 +44,11 @@ fn a_named_dimension_is_one_length_everywhere() {
     for bad in [overrides(&[("a", &[5, 2]), ("b", &[3, 6])]), overrides(&[("a", &[5, 3])]), overrides(&[("a", &[5])])] {
         assert!(matches!(input_shapes(&two, &bad), Err(RandomError::Contradiction { .. })), "{bad:?}");
     }
+    for symbol in ["?", "-1", "None", ""] {
+        let free = || DimSpec::Named(symbol.to_owned());
+        let found = shape_of(&[free(), 3.into(), free(), free()], &[("x", &[1, 3, 48, 160])]);
+        assert_eq!(found, Ok((vec![1, 3, 48, 160], vec![])), "{symbol}");
+    }
     let unknown = input_shapes(&two, &overrides(&[("c", &[1])]));
     let want = RandomError::NoSuchInput { name: "c".into(), inputs: vec!["a".into(), "b".into()] };
     assert_eq!(unknown, Err(want));

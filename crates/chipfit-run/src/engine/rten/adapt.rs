@@ -1,15 +1,18 @@
 //! Says for `rten` what a file leaves to the standard, and refuses what it would take for something else.
 //!
-//! `rten` 0.27 reads the number of spatial axes of a convolution from `kernel_shape` alone, takes the default
-//! axis of QuantizeLinear for -1, follows external data only into files that are called `*.data`, and reads
-//! SAME_LOWER as SAME_UPPER. Here `kernel_shape` and `axis` are written out where constants show them, external
-//! data gets names that pass, and a node that would silently compute something else is an error.
+//! `rten` 0.27 reads the number of spatial axes of a convolution from `kernel_shape` alone, has no default for the
+//! strides of a pooling, takes the default axis of QuantizeLinear for -1, follows external data only into files
+//! that are called `*.data`, names nodes in errors by name alone, and reads SAME_LOWER as SAME_UPPER. Here strides,
+//! dilations, pads and axis are written out where the file shows the rank, external data gets names that pass,
+//! unnamed nodes get a label, and a node that would silently compute something else is an error.
 
 use std::path::PathBuf;
 
-use chipfit_model::build::{attr, attr_i, attr_is, get_s, is_op};
+use chipfit_model::build::{attr, attr_i, attr_is, get_is, get_s, is_op};
 use chipfit_model::index::{ConstantData, node_label};
 use chipfit_model::onnx::make_external;
+use chipfit_model::proto::__buffa::oneof::tensor_shape_proto::dimension::Value as DimValue;
+use chipfit_model::proto::__buffa::oneof::type_proto::Value as TypeValue;
 use chipfit_model::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
 use chipfit_model::tensor::{ExternalRef, is_external};
 use chipfit_model::{DataType, Index, Model, Patch, ScopeEdit, ScopeId};
@@ -27,20 +30,35 @@ pub(super) struct Adapted {
 
 /// Adapts `model` for the engine; its meaning stays the same.
 pub(super) fn adapt(model: &mut Model) -> Result<Adapted, EngineError> {
-    let mut changed = false;
     let patch = spelled_out(&Index::new(model))?;
-    if !patch.edits.is_empty() {
+    let mut changed = !patch.edits.is_empty();
+    if changed {
         model.apply(&patch).map_err(|e| failed(LOAD, e))?;
-        changed = true;
     }
     let files = model.external_files().map_err(|e| failed(LOAD, e))?;
     let data: Vec<(String, PathBuf)> = files.into_iter().enumerate().map(|(i, f)| (format!("{i}.data"), f)).collect();
-    if !data.is_empty() {
-        let graph = model.proto.graph.as_option_mut();
-        graph.map_or(Ok(()), |graph| for_each_tensor(graph, &mut |tensor| relocate(tensor, &data)))?;
-        changed = true;
+    if let Some(graph) = model.proto.graph.as_option_mut() {
+        changed |= label_nodes(graph) || !data.is_empty();
+        for_each_tensor(graph, &mut |tensor| relocate(tensor, &data))?;
     }
     Ok(Adapted { changed, data })
+}
+
+/// Names the unnamed nodes of a graph and its subgraphs; whether there were any.
+fn label_nodes(graph: &mut GraphProto) -> bool {
+    let mut any = false;
+    for (position, node) in graph.node.iter_mut().enumerate() {
+        if node.name.as_deref().unwrap_or_default().is_empty() {
+            node.name = Some(node_label(node, position));
+            any = true;
+        }
+        for attribute in &mut node.attribute {
+            for inner in attribute.g.as_option_mut().into_iter().chain(&mut attribute.graphs) {
+                any |= label_nodes(inner);
+            }
+        }
+    }
+    any
 }
 
 /// The edits that give nodes the attributes they leave out.
@@ -50,9 +68,10 @@ fn spelled_out(index: &Index<'_>) -> Result<Patch, EngineError> {
         let mut edit = ScopeEdit::new(scope.path.clone());
         for (position, node) in scope.nodes.iter().enumerate() {
             refuse(node, position, scope.opset)?;
-            if let Some(attribute) = missing_attribute(index, id, node) {
+            let missing = missing_attributes(index, id, node);
+            if !missing.is_empty() {
                 let mut next = node.clone();
-                next.attribute.push(attribute);
+                next.attribute.extend(missing);
                 edit.remove_nodes.insert(position);
                 edit.insert_nodes.push((position, vec![next]));
             }
@@ -64,11 +83,16 @@ fn spelled_out(index: &Index<'_>) -> Result<Patch, EngineError> {
     Ok(patch)
 }
 
-const WINDOWED: [&str; 5] = ["Conv", "ConvInteger", "ConvTranspose", "MaxPool", "AveragePool"];
+const CONVOLUTIONS: [&str; 3] = ["Conv", "ConvInteger", "ConvTranspose"];
+const POOLINGS: [&str; 2] = ["MaxPool", "AveragePool"];
+
+fn is_one_of(node: &NodeProto, operators: &[&str]) -> bool {
+    operators.iter().any(|op| is_op(node, op))
+}
 
 /// Refuses padding rules that the engine does not have but accepts.
 fn refuse(node: &NodeProto, position: usize, opset: i64) -> Result<(), EngineError> {
-    if !WINDOWED.iter().any(|op| is_op(node, op)) {
+    if !is_one_of(node, &CONVOLUTIONS) && !is_one_of(node, &POOLINGS) {
         return Ok(());
     }
     let rule = get_s(node, "auto_pad").unwrap_or("NOTSET");
@@ -80,34 +104,47 @@ fn refuse(node: &NodeProto, position: usize, opset: i64) -> Result<(), EngineErr
     Ok(())
 }
 
-fn missing_attribute(index: &Index<'_>, scope: ScopeId, node: &NodeProto) -> Option<AttributeProto> {
-    let dims_of = |input: usize| match index.constant(scope, node.input.get(input)?)?.data {
-        ConstantData::Tensor(tensor) => Some(tensor.dims.as_slice()),
-        ConstantData::Attribute(_) => None,
-    };
-    let is_convolution = WINDOWED.iter().take(3).any(|op| is_op(node, op));
-    if is_convolution && attr(node, "kernel_shape").is_none() {
-        let kernel = weight_dims(index, scope, node)?.get(2..)?;
-        return Some(attr_is("kernel_shape", kernel));
-    }
+/// The defaults that a node leaves out and the engine does not know, where they can be told.
+fn missing_attributes(index: &Index<'_>, scope: ScopeId, node: &NodeProto) -> Vec<AttributeProto> {
+    let input = |position: usize| declared_dims(index, scope, node.input.get(position)?);
     if is_op(node, "QuantizeLinear") && attr(node, "axis").is_none() {
-        let per_channel = matches!(dims_of(1)?, [n] if *n > 1);
-        return per_channel.then(|| attr_i("axis", 1));
+        let per_channel = input(1).is_some_and(|dims| dims.len() == 1 && dims != [Some(1)]);
+        return per_channel.then(|| attr_i("axis", 1)).into_iter().collect();
     }
-    None
+    let is_convolution = is_one_of(node, &CONVOLUTIONS);
+    if !is_convolution && !is_one_of(node, &POOLINGS) {
+        return Vec::new();
+    }
+    let kernel = get_is(node, "kernel_shape").map(<[i64]>::len);
+    let rank = || input(0).or_else(|| input(1).filter(|_| is_convolution));
+    let Some(axes) = kernel.or_else(|| rank()?.len().checked_sub(2)) else { return Vec::new() };
+    let same = get_s(node, "auto_pad").is_some_and(|rule| rule.starts_with("SAME"));
+    let defaults = [
+        ("strides", Some(vec![1; axes])),
+        ("dilations", is_convolution.then(|| vec![1; axes])),
+        ("pads", (!same).then(|| vec![0; axes.saturating_mul(2)])),
+    ];
+    let absent =
+        |(name, values): (&str, Option<Vec<i64>>)| Some(attr_is(name, &values?)).filter(|_| attr(node, name).is_none());
+    defaults.into_iter().filter_map(absent).collect()
 }
 
-/// The shape of a convolution's constant weight, behind a DequantizeLinear too.
-fn weight_dims<'m>(index: &Index<'m>, scope: ScopeId, node: &NodeProto) -> Option<&'m [i64]> {
-    let name = node.input.get(1)?;
-    let (scope, name) = match index.producer_node(scope, name) {
-        Some((home, _, producer)) if is_op(producer, "DequantizeLinear") => (home, producer.input.first()?),
-        _ => (scope, name),
-    };
-    match index.constant(scope, name)?.data {
-        ConstantData::Tensor(tensor) => Some(&tensor.dims),
-        ConstantData::Attribute(_) => None,
+/// The shape of a value, as far as a constant or a declaration tells it; `None` for a length that is not fixed.
+fn declared_dims(index: &Index<'_>, scope: ScopeId, name: &str) -> Option<Vec<Option<i64>>> {
+    if let Some(constant) = index.constant(scope, name) {
+        return match constant.data {
+            ConstantData::Tensor(tensor) => Some(tensor.dims.iter().copied().map(Some).collect()),
+            ConstantData::Attribute(_) => None,
+        };
     }
+    let (home, _) = index.lookup(scope, name)?;
+    let info = index.scopes.get(home)?.value_infos.iter().find(|info| info.name.as_deref() == Some(name))?;
+    let Some(TypeValue::TensorType(tensor)) = &info.r#type.value else { return None };
+    let length = |value: &Option<DimValue>| match value {
+        Some(DimValue::DimValue(n)) => Some(*n),
+        _ => None,
+    };
+    Some(tensor.shape.as_option()?.dim.iter().map(|dim| length(&dim.value)).collect())
 }
 
 /// Gives an external tensor the location in `data` and a length.
