@@ -87,6 +87,12 @@ pub enum WriteError {
     /// Protobuf ends at 2 GiB.
     #[error("the model would take more than 2 GiB in one file; keep its weights in external data")]
     TooLong,
+    /// The output would replace a file that the model keeps its weights in.
+    #[error("'{}' holds the model's own external data", path.display())]
+    OverData {
+        /// The file.
+        path: PathBuf,
+    },
     /// External data that cannot be carried over.
     #[error(transparent)]
     Tensor(#[from] TensorError),
@@ -187,6 +193,13 @@ impl Model {
             Some(p) if !p.as_os_str().is_empty() => p,
             _ => Path::new("."),
         };
+        // In the target's folder every data file lies under its own location.
+        let own = |file: &PathBuf| {
+            target.join(file).components().eq(target.join(path.file_name().unwrap_or_default()).components())
+        };
+        if self.external_files()?.iter().any(own) {
+            return Err(WriteError::OverData { path: path.to_owned() });
+        }
         let bytes = self.to_bytes()?;
         self.copy_external_data(target, overwrite)?;
         write_atomically(path, &bytes).map_err(io(path))
@@ -207,6 +220,13 @@ impl Model {
         Ok(files)
     }
 
+    /// The name of the first tensor whose data lies in `file`.
+    fn tensor_in(&self, file: &Path) -> String {
+        let lies_there = |t: &&TensorProto| ExternalRef::of(t).is_ok_and(|r| r.location == file);
+        let tensor = Index::new(self).tensors().into_iter().filter(|t| is_external(t)).find(lies_there);
+        tensor.and_then(|t| t.name.clone()).unwrap_or_default()
+    }
+
     fn copy_external_data(&self, target: &Path, overwrite: Overwrite) -> Result<(), WriteError> {
         let files = self.external_files()?;
         let Some(folder) = self.folder.as_ref().filter(|_| !files.is_empty()) else { return Ok(()) };
@@ -219,6 +239,16 @@ impl Model {
         }
         for file in files {
             let (from, to) = (from_root.join(&file), target.join(&file));
+            // A link may lead anywhere; what lies outside the model's folder is not the model's to copy.
+            let from = from.canonicalize().map_err(|e| io(&from, e))?;
+            if !from.starts_with(&from_root) {
+                return Err(TensorError::External {
+                    name: self.tensor_in(&file),
+                    location: file.display().to_string(),
+                    why: "the location leads out of the model's folder".to_owned(),
+                }
+                .into());
+            }
             let length = fs::metadata(&from).map_err(|e| io(&from, e))?.len();
             if let Ok(there) = fs::metadata(&to) {
                 if overwrite == Overwrite::Never && there.len() != length {
