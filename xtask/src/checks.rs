@@ -18,8 +18,8 @@ const ARROWS: [(&str, &[&str]); 4] = [
     ("chipfit", &["chipfit-model", "chipfit-deconv", "chipfit-run"]),
 ];
 
-/// The oracle scripts; each prints `N passed, N failed` and exits with 1 when one failed.
-const ORACLES: [&str; 3] = ["tests/python/node_tests.py", "tests/python/opsets.py", "tests/python/real_models.py"];
+/// The oracle scripts of tests/python; each prints `N passed, N failed` and exits with 1 when one failed.
+const ORACLES: [&str; 5] = ["node_tests", "opsets", "surroundings", "quantised", "real_models"];
 
 /// Runs all checks; the first that fails ends it.
 pub(crate) fn test(repo: &Repo, length: Length) -> Result<()> {
@@ -34,7 +34,7 @@ pub(crate) fn test(repo: &Repo, length: Length) -> Result<()> {
     run(&mut repo.cargo(&["build", "--release", "--package", "chipfit"]))?;
     let mut failed = Vec::new();
     for script in ORACLES {
-        let mut command = repo.command(&surroundings.oracle_python, &[script]);
+        let mut command = repo.command(&surroundings.oracle_python, &[&format!("tests/python/{script}.py")]);
         if length == Length::Long {
             command.arg("--long");
         }
