@@ -176,6 +176,14 @@ impl Model {
     /// # Errors
     /// [`WriteError`].
     pub fn write(&self, path: &Path, overwrite: Overwrite) -> Result<(), WriteError> {
+        self.write_bytes(&self.to_bytes()?, path, overwrite)
+    }
+
+    /// [`Self::write`] with bytes that [`Self::to_bytes`] made before: what was judged is what is kept.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub fn write_bytes(&self, bytes: &[u8], path: &Path, overwrite: Overwrite) -> Result<(), WriteError> {
         let io = |p: &Path| {
             let path = p.to_owned();
             move |source| WriteError::Io { path, source }
@@ -187,9 +195,8 @@ impl Model {
             Some(p) if !p.as_os_str().is_empty() => p,
             _ => Path::new("."),
         };
-        let bytes = self.to_bytes()?;
         self.copy_external_data(target, overwrite)?;
-        write_atomically(path, &bytes).map_err(io(path))
+        write_atomically(path, bytes).map_err(io(path))
     }
 
     /// The data files this model refers to, each once.

@@ -1,0 +1,204 @@
+//! `chipfit rewrite`: every ConvTranspose becomes standard convolutions, proven equal before the file is kept.
+//!
+//! Model -> plan -> patched copy -> bytes -> proof on the original and on those very bytes, both read afresh ->
+//! the same bytes into a temporary file -> renamed. Whatever fails on the way, no output file is left.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use chipfit_deconv::RewriteError;
+use chipfit_model::{Index, Limits, Model, onnx::Overwrite, shape};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::failure::{ProofFailed, usage};
+use crate::options::{self, InputFlags, PlanFlags};
+use crate::proof::{self, Proof, Settings};
+use crate::report::{self, NodeEntry, Totals};
+use crate::terminal::{self, count, note};
+use crate::tune;
+
+/// Rewrite every ConvTranspose as standard convolutions and prove the result equal before keeping it.
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// The ONNX model
+    model: PathBuf,
+    /// The file to write; never overwritten without --force
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Replace the output file where it exists
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    plan: PlanFlags,
+    /// Measure the candidate forms of every node on this machine and keep the fastest
+    #[arg(long, value_enum, value_name = "RUNTIME", conflicts_with = "form")]
+    tune: Option<TuneRuntime>,
+    /// The ONNX Runtime library for --tune [default: that of a Python installation]
+    #[arg(long, value_name = "LIBRARY")]
+    onnxruntime: Option<PathBuf>,
+    #[command(flatten)]
+    inputs: InputFlags,
+    /// Random inputs for the proof of each node
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    verify: u32,
+    /// Keep the output unproven
+    #[arg(long, conflicts_with = "verify")]
+    no_verify: bool,
+    /// Seed of the proof's random inputs
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print one JSON document on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Damage the written model before the proof (test aid)
+    #[cfg(feature = "sabotage")]
+    #[arg(long, hide = true, value_enum)]
+    sabotage: Option<crate::sabotage::Kind>,
+}
+
+/// `--tune`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TuneRuntime {
+    /// ONNX Runtime, loaded from its library
+    Onnxruntime,
+}
+
+/// The document that `--json` prints.
+#[derive(Serialize)]
+struct Document<'a> {
+    command: Vec<String>,
+    versions: proof::Versions,
+    model: String,
+    output: Option<String>,
+    seed: u64,
+    nodes: &'a [NodeEntry],
+    macs_before: Option<u64>,
+    macs_after: Option<u64>,
+    deconv_macs_before: Option<u64>,
+    deconv_macs_after: Option<u64>,
+    deconv_macs_zero_pad: Option<u64>,
+    verdict: &'static str,
+    whole_model: Option<&'a proof::WholeModel>,
+    warnings: Vec<String>,
+    error: Option<&'a str>,
+}
+
+/// Runs the subcommand.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let inputs = arguments.inputs.shapes()?;
+    let mut options = arguments.plan.options()?;
+    options::check_output(&arguments.output, arguments.force, &[])?;
+    let model = options::open(&arguments.model)?;
+    refuse_data_files(&model, &arguments.output, arguments.force)?;
+
+    let (reports, bytes, macs) = {
+        let index = Index::new(&model);
+        let shapes = shape::infer(&index, &inputs).map_err(|e| usage(format!("--input: {e}")))?;
+        if arguments.tune.is_some() {
+            options.decided = tune::decide(&index, &shapes, &options, arguments.onnxruntime.as_deref())?;
+        }
+        let plan = chipfit_deconv::plan(&index, &shapes, &options).map_err(plan_error)?;
+        let macs = report::model_macs(&index, &shapes);
+        let mut rewritten = model.clone();
+        rewritten.apply(&plan.patch).with_context(|| format!("'{}'", arguments.model.display()))?;
+        #[cfg(feature = "sabotage")]
+        if let Some(kind) = arguments.sabotage {
+            crate::sabotage::damage(&mut rewritten.proto, kind)?;
+        }
+        (plan.nodes, Bytes::from(rewritten.to_bytes()?), macs)
+    };
+    drop(model);
+    let written = read_back(bytes.clone(), &arguments.model)?;
+
+    let mut nodes: Vec<NodeEntry> = reports.iter().map(NodeEntry::from).collect();
+    let proof = if arguments.no_verify {
+        Proof::default()
+    } else {
+        let settings = Settings { inputs: arguments.verify, seed: arguments.seed, shapes: inputs };
+        proof::prove(&options::open(&arguments.model)?, &written, &reports, &settings)?
+    };
+    for (node, entry) in nodes.iter_mut().zip(&proof.nodes) {
+        node.proof.clone_from(entry);
+    }
+    let failure = proof.failure(&reports);
+    if failure.is_none() {
+        let overwrite = if arguments.force { Overwrite::Replace } else { Overwrite::Never };
+        written.write_bytes(&bytes, &arguments.output, overwrite)?;
+    }
+
+    let totals = Totals::of(&nodes);
+    let warnings = report::warnings(&nodes);
+    let (macs_before, macs_after) = whole_macs(macs, totals);
+    let document = Document {
+        command: std::env::args().collect(),
+        versions: proof::versions(),
+        model: arguments.model.display().to_string(),
+        output: failure.is_none().then(|| arguments.output.display().to_string()),
+        seed: arguments.seed,
+        nodes: &nodes,
+        macs_before,
+        macs_after,
+        deconv_macs_before: totals.before,
+        deconv_macs_after: totals.after,
+        deconv_macs_zero_pad: totals.zero_pad,
+        verdict: proof.verdict(&reports, arguments.no_verify),
+        whole_model: proof.whole_model.as_ref(),
+        warnings: warnings.clone(),
+        error: failure.as_deref(),
+    };
+    warnings.iter().for_each(|w| note(w));
+    let json = format!("{}\n", serde_json::to_string_pretty(&document)?);
+    if let Some(what) = failure {
+        if !arguments.json {
+            terminal::print(&report::deconvolutions(&nodes))?;
+        }
+        return Err(ProofFailed { what, document: Some(json) }.into());
+    }
+    if arguments.json {
+        return terminal::print(&json);
+    }
+    terminal::print(&text(arguments, &nodes, &proof, &document))
+}
+
+/// The report for people.
+fn text(arguments: &Arguments, nodes: &[NodeEntry], proof: &Proof, document: &Document<'_>) -> String {
+    let mut text = report::deconvolutions(nodes);
+    if let (Some(before), Some(after)) = (document.macs_before, document.macs_after) {
+        text.push_str(&format!("whole model: {} MACs before, {} after\n", count(before), count(after)));
+    } else if nodes.iter().any(|n| n.has_unknown_macs()) {
+        text.push_str("some shapes are dynamic: --input NAME:1x3x224x224 gives them lengths in this report\n");
+    }
+    text.push_str(&proof.text(document.verdict, arguments.seed));
+    text.push_str(&format!("wrote {}\n", terminal::printable(&arguments.output.display().to_string())));
+    text
+}
+
+/// An unknown node name is the command line's fault.
+pub(crate) fn plan_error(error: RewriteError) -> anyhow::Error {
+    match error {
+        RewriteError::NoSuchNode { .. } => usage(error.to_string()),
+        other => other.into(),
+    }
+}
+
+/// The whole model's multiply-accumulates before and after, from those before and the deconvolutions' own.
+pub(crate) fn whole_macs(model: Option<u64>, totals: Totals) -> (Option<u64>, Option<u64>) {
+    let after = || model?.checked_sub(totals.before?)?.checked_add(totals.after?);
+    (model, after())
+}
+
+/// Decodes the bytes that will be written, exactly as a reader of the file would.
+fn read_back(bytes: Bytes, source: &Path) -> Result<Model> {
+    let mut written = Model::from_bytes(bytes, &Limits::default()).context("the rewritten model is not valid")?;
+    written.folder = Some(source.parent().unwrap_or(Path::new("")).to_owned());
+    Ok(written)
+}
+
+/// Refuses to write over the files that hold the model's weights.
+fn refuse_data_files(model: &Model, output: &Path, force: bool) -> Result<()> {
+    let folder = model.folder.clone().unwrap_or_default();
+    let files: Vec<PathBuf> = model.external_files()?.into_iter().map(|f| folder.join(f)).collect();
+    options::check_output(output, force, &files)
+}
