@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use chipfit_deconv::{Crop, Form, Interleave, Options, SameRule};
-use chipfit_model::{Limits, Model};
+use chipfit_model::{Limits, Model, ReadError};
 use clap::{Args, ValueEnum};
 
 use crate::failure::usage;
@@ -186,7 +186,10 @@ impl InputFlags {
 
 /// Opens a model; the error names the file.
 pub(crate) fn open(path: &Path) -> Result<Model> {
-    Model::open(path, &Limits::default()).with_context(|| format!("'{}'", path.display()))
+    Model::open(path, &Limits::default()).map_err(|error| match error {
+        ReadError::Io { .. } | ReadError::TooLong { .. } => error.into(),
+        other => anyhow::Error::new(other).context(format!("'{}'", path.display())),
+    })
 }
 
 /// Refuses an output that exists (without `--force`), that is no plain file, or that is one of `sources`' data.
