@@ -39,7 +39,8 @@ pub(crate) fn neighbourhood(index: &Index<'_>, shapes: &Shapes, segment: &Segmen
     let scope = index.scopes.get(segment.scope).context("a scope that the model does not have")?;
     let function = scope.path.function.and_then(|f| source.functions.get(f));
     let proto = ModelProto {
-        ir_version: source.ir_version,
+        // From version 4 on, constants need no declaration as inputs.
+        ir_version: Some(source.ir_version.unwrap_or(0).max(4)),
         opset_import: function.map_or(&source.opset_import, |f| &f.opset_import).clone(),
         graph: graph.into(),
         ..ModelProto::default()
@@ -80,7 +81,8 @@ impl<'m> Walk<'_, 'm> {
                     self.tensors.insert(name, tensor.context("a missing initializer")?.clone());
                 }
                 Producer::Node { node, .. } => {
-                    let found = self.index.scopes.get(home).and_then(|s| s.nodes.get(node)).context("a missing node")?;
+                    let found =
+                        self.index.scopes.get(home).and_then(|s| s.nodes.get(node)).context("a missing node")?;
                     let has_body = found.attribute.iter().any(|a| a.g.is_set() || !a.graphs.is_empty());
                     if has_body || self.nodes.len() >= MAX_NODES {
                         bail!("'{name}' depends on more of the model than a neighbourhood");

@@ -72,7 +72,8 @@ fn one_line(error: &Error) -> String {
             line.push_str(&text);
         }
     }
-    terminal::printable(&line)
+    let lines: Vec<&str> = line.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    terminal::printable(&lines.join(" "))
 }
 
 #[cfg(test)]
@@ -82,7 +83,7 @@ mod tests {
     #[test]
     fn a_cause_that_is_already_told_is_not_repeated_and_the_line_stays_one() {
         let error = Error::msg("no such file\nor folder").context("cannot read 'a': no such file\nor folder");
-        assert_eq!(one_line(&error), "cannot read 'a': no such file\\nor folder");
+        assert_eq!(one_line(&error), "cannot read 'a': no such file or folder");
         let error = Error::msg("inner").context("outer");
         assert_eq!(one_line(&error), "outer: inner");
     }

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod compare;
+mod extract;
 mod failure;
 mod inspect;
 mod options;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use chipfit_deconv::target::{Target, TargetError};
 use chipfit_deconv::{Crop, Form, Interleave, Options, SameRule};
 use chipfit_model::{Limits, Model, ReadError};
 use clap::{Args, ValueEnum};
@@ -93,11 +94,12 @@ pub(crate) struct PlanFlags {
 impl PlanFlags {
     /// What [`chipfit_deconv::plan`] takes.
     pub(crate) fn options(&self) -> Result<Options> {
-        if let Some(name) = &self.target {
-            // The one place that waits for target descriptions.
-            return Err(usage(format!("--target {name}: this build has no target descriptions")));
-        }
+        let target = self.target.as_deref().map(Target::load).transpose().map_err(|error| match error {
+            TargetError::Unknown { .. } => usage(format!("--{error}")),
+            other => other.into(),
+        })?;
         Ok(Options {
+            target,
             form: self.fixed_form(),
             interleave: self.interleave.map(|i| match i {
                 InterleaveFlag::DepthToSpace => Interleave::DepthToSpace,

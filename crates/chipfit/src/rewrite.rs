@@ -17,7 +17,7 @@ use crate::options::{self, InputFlags, PlanFlags};
 use crate::proof::{self, Proof, Settings};
 use crate::report::{self, NodeEntry, Totals};
 use crate::terminal::{self, count, note};
-use crate::tune;
+use crate::{compare, tune};
 
 /// Rewrite every ConvTranspose as standard convolutions and prove the result equal before keeping it.
 #[derive(Args, Debug)]
@@ -81,6 +81,8 @@ struct Document<'a> {
     deconv_macs_zero_pad: Option<u64>,
     verdict: &'static str,
     whole_model: Option<&'a proof::WholeModel>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    tuning: &'a [tune::Tuned],
     warnings: Vec<String>,
     error: Option<&'a str>,
 }
@@ -93,11 +95,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let model = options::open(&arguments.model)?;
     refuse_data_files(&model, &arguments.output, arguments.force)?;
 
-    let (reports, bytes, macs) = {
+    let (reports, tuned, bytes, macs) = {
         let index = Index::new(&model);
         let shapes = shape::infer(&index, &inputs).map_err(|e| usage(format!("--input: {e}")))?;
-        if arguments.tune.is_some() {
-            options.decided = tune::decide(&index, &shapes, &options, arguments.onnxruntime.as_deref())?;
+        let mut tuned = Vec::new();
+        if arguments.tune == Some(TuneRuntime::Onnxruntime) {
+            let engine = compare::onnxruntime(arguments.onnxruntime.as_deref())?;
+            tuned = tune::measure_nodes(&engine, &index, &inputs, &options, arguments.seed)?;
+            options.decided = tune::decisions(&tuned);
         }
         let plan = chipfit_deconv::plan(&index, &shapes, &options).map_err(plan_error)?;
         let macs = report::model_macs(&index, &shapes);
@@ -105,9 +110,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         rewritten.apply(&plan.patch).with_context(|| format!("'{}'", arguments.model.display()))?;
         #[cfg(feature = "sabotage")]
         if let Some(kind) = arguments.sabotage {
-            crate::sabotage::damage(&mut rewritten.proto, kind)?;
+            crate::sabotage::damage(&mut rewritten.proto, &model.proto, kind)?;
         }
-        (plan.nodes, Bytes::from(rewritten.to_bytes()?), macs)
+        let mut reports = plan.nodes;
+        for report in &mut reports {
+            if let Some(tuned) = tuned.iter().find(|t| t.is_about(report.place)) {
+                report.reason = format!("{}; {}", report.reason, tuned.reason());
+            }
+        }
+        (reports, tuned, Bytes::from(rewritten.to_bytes()?), macs)
     };
     drop(model);
     let written = read_back(bytes.clone(), &arguments.model)?;
@@ -145,6 +156,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         deconv_macs_zero_pad: totals.zero_pad,
         verdict: proof.verdict(&reports, arguments.no_verify),
         whole_model: proof.whole_model.as_ref(),
+        tuning: &tuned,
         warnings: warnings.clone(),
         error: failure.as_deref(),
     };

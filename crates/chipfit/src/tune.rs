@@ -5,9 +5,8 @@
 //! thread. The fastest stays; a form must beat keeping the node by [`MARGIN`], else nothing is gained but risk.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use chipfit_deconv::{Form, Interleave, NodeReport, Options, Segment};
 use chipfit_model::{Index, Model, ScopeId, Shapes, shape};
@@ -48,14 +47,35 @@ pub(crate) struct Timed {
     choice: Choice,
 }
 
+/// `None`: kept.
 type Choice = Option<(Form, Option<Interleave>)>;
 
-/// Measures the nodes of `reports` (a plan by `options`).
+/// What was measured, for [`Options::decided`].
+pub(crate) fn decisions(tuned: &[Tuned]) -> BTreeMap<(ScopeId, usize), Choice> {
+    tuned.iter().filter_map(|t| Some((t.place, t.candidates.first()?.choice))).collect()
+}
+
+impl Tuned {
+    /// Whether this is about the node at `place`.
+    pub(crate) fn is_about(&self, place: (ScopeId, usize)) -> bool {
+        self.place == place
+    }
+
+    /// The measurement in words: why the form was chosen.
+    pub(crate) fn reason(&self) -> String {
+        let shown = |t: &Timed| format!("{} {:.3} ms", t.name, t.seconds * 1e3);
+        match &self.not_measured {
+            Some(why) => format!("not measured: {why}"),
+            None => format!("measured: {}", self.candidates.iter().map(shown).collect::<Vec<_>>().join(", ")),
+        }
+    }
+}
+
+/// Measures every node that some form could replace.
 pub(crate) fn measure_nodes(
     engine: &OnnxRuntime,
     index: &Index<'_>,
     inputs: &BTreeMap<String, Vec<usize>>,
-    reports: &[NodeReport],
     options: &Options,
     seed: u64,
 ) -> Result<Vec<Tuned>> {
@@ -63,6 +83,9 @@ pub(crate) fn measure_nodes(
     let settled = random::input_shapes(index.model, inputs).map_err(crate::compare::input_error)?;
     let dims = settled.into_iter().map(|s| (s.name, s.dims)).collect();
     let shapes = shape::infer(index, &dims)?;
+    // Without the target, whose estimate would keep nodes unmeasured; its limits are asked of every candidate.
+    let open = Options { target: None, decided: BTreeMap::new(), ..options.clone() };
+    let reports = chipfit_deconv::plan(index, &shapes, &open).map_err(crate::rewrite::plan_error)?.nodes;
     let nodes: Vec<(&NodeReport, &Segment)> = reports.iter().filter_map(|r| Some((r, r.segment.as_ref()?))).collect();
     let bar = terminal::bar("measuring", nodes.len() as u64);
     let mut tuned = Vec::new();
@@ -96,6 +119,9 @@ fn measure_node(
             .iter()
             .map(|(name, _, bytes)| Candidate { name: name.clone(), bytes: bytes.clone(), folder })
             .collect();
+        if models.is_empty() {
+            bail!("the target can run no form of it");
+        }
         match measure(engine, &models, &inputs, &Plan::default()) {
             Ok(measured) => return Ok(ranked(&choices, measured)),
             // ONNX Runtime cannot run this one (it has no transposed convolution of some kinds): without it then.
@@ -110,22 +136,31 @@ fn candidates(alone: &Model, options: &Options) -> Result<Vec<(String, Choice, B
     let index = Index::new(alone);
     let shapes = shape::infer(&index, &BTreeMap::new())?;
     let mut seen: BTreeSet<Bytes> = BTreeSet::new();
-    let mut all = vec![("kept".to_owned(), None, Bytes::from(alone.to_bytes()?))];
+    let mut all = Vec::new();
+    if options.target.as_ref().is_none_or(|t| t.ops.conv_transpose) {
+        all.push(("kept".to_owned(), None, Bytes::from(alone.to_bytes()?)));
+    }
     let interleaves = match options.interleave {
         Some(one) => vec![one],
         None => vec![Interleave::DepthToSpace, Interleave::Reshape, Interleave::Concat],
     };
     for form in [Form::Split, Form::RowSplit, Form::Fused] {
         for &interleave in &interleaves {
-            let options = Options {
+            let asked = Options {
                 form: Some(form),
                 interleave: Some(interleave),
                 only: Vec::new(),
                 keep: Vec::new(),
+                target: None,
+                decided: BTreeMap::new(),
                 ..options.clone()
             };
-            let plan = chipfit_deconv::plan(&index, &shapes, &options)?;
+            let plan = chipfit_deconv::plan(&index, &shapes, &asked)?;
             let Some(report) = plan.nodes.first().filter(|r| r.form == Some(form)) else { continue };
+            let objection = options.target.as_ref().and_then(|t| t.objection(&report.work, report.interleave));
+            if objection.is_some() {
+                continue;
+            }
             let mut model = alone.clone();
             model.apply(&plan.patch)?;
             let bytes = Bytes::from(model.to_bytes()?);
