@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use bytes::Bytes;
 use chipfit_run::compare::{self, CompareError, CompareOptions, InputSet, ModelBytes, OutputReport, Report};
 use chipfit_run::engine::{Engine, OnnxRuntime, Places, RtenEngine};
 use chipfit_run::random::RandomError;
@@ -119,9 +118,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         picture::input_sets(&model, &shapes, &arguments.pictures, arguments.seed)?
     };
     drop(model);
-    let files = [file(&arguments.model)?, file(&arguments.other)?];
-    let [first, second] = &files;
-    let (first, second) = (bytes_of(first, &arguments.model), bytes_of(second, &arguments.other));
+    let (first, second) = (options::bytes_of(&arguments.model)?, options::bytes_of(&arguments.other)?);
     let report = run_in(arguments, &first, &second, &inputs)?;
 
     let exceeded = exceeded(arguments, &report);
@@ -181,14 +178,6 @@ pub(crate) fn input_error(error: RandomError) -> anyhow::Error {
         RandomError::NoSuchInput { .. } | RandomError::Contradiction { .. } => usage(format!("--input: {error}")),
         other => other.into(),
     }
-}
-
-fn file(path: &Path) -> Result<Bytes> {
-    Ok(std::fs::read(path).with_context(|| format!("cannot read '{}'", path.display()))?.into())
-}
-
-fn bytes_of<'a>(bytes: &Bytes, path: &'a Path) -> ModelBytes<'a> {
-    ModelBytes { bytes: bytes.clone(), folder: Some(path.parent().unwrap_or(Path::new(""))) }
 }
 
 /// The first threshold that an output breaks, in words.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use chipfit_deconv::target::{Target, TargetError};
 use chipfit_deconv::{Crop, Form, Interleave, Options, SameRule};
 use chipfit_model::{Limits, Model, ReadError};
+use chipfit_run::compare::ModelBytes;
 use clap::{Args, ValueEnum};
 
 use crate::failure::usage;
@@ -192,6 +193,19 @@ pub(crate) fn open(path: &Path) -> Result<Model> {
         ReadError::Io { .. } | ReadError::TooLong { .. } => error.into(),
         other => anyhow::Error::new(other).context(format!("'{}'", path.display())),
     })
+}
+
+/// Decodes a file's bytes, exactly as a reader of the file would.
+pub(crate) fn decode(file: &ModelBytes<'_>) -> Result<Model> {
+    let mut model = Model::from_bytes(file.bytes.clone(), &Limits::default())?;
+    model.folder = file.folder.map(Path::to_owned);
+    Ok(model)
+}
+
+/// The bytes of a model file that [`open`] has accepted.
+pub(crate) fn bytes_of(path: &Path) -> Result<ModelBytes<'_>> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read '{}'", path.display()))?;
+    Ok(ModelBytes { bytes: bytes.into(), folder: Some(path.parent().unwrap_or(Path::new(""))) })
 }
 
 /// Refuses an output that exists (without `--force`), that is no plain file, or that is one of `sources`' data.

@@ -7,9 +7,15 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use chipfit_deconv::NodeReport;
 use chipfit_model::Model;
+use chipfit_run::compare::{self, CompareOptions, ModelBytes, Report};
+use chipfit_run::engine::{Engine, RtenEngine};
+use chipfit_run::random::{self, InputShape};
 use serde::Serialize;
 
+use crate::compare::{OutputEntry, differences};
+use crate::options;
 use crate::report::ProofEntry;
+use crate::terminal::{self, by};
 
 /// What to prove with.
 #[derive(Clone, Debug)]
@@ -26,33 +32,88 @@ pub(crate) struct Settings {
 #[derive(Debug, Serialize)]
 pub(crate) struct Versions {
     chipfit: &'static str,
+    engine: String,
 }
 
 /// The versions of this build.
 pub(crate) fn versions() -> Versions {
-    Versions { chipfit: env!("CARGO_PKG_VERSION") }
+    Versions { chipfit: env!("CARGO_PKG_VERSION"), engine: RtenEngine::default().name() }
 }
 
 /// What running both whole models showed.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub(crate) struct WholeModel {
-    /// The engine and its version.
-    pub(crate) engine: String,
-    /// Why it could not be run; the proof then rests on the nodes alone.
-    pub(crate) not_run: Option<String>,
-    /// Differences by output.
-    pub(crate) outputs: Vec<OutputDifference>,
+    /// The inputs' shapes, those with assumed lengths marked.
+    inputs: String,
+    /// The differences, or why there are none; the proof then rests on the nodes alone.
+    result: std::result::Result<Report, String>,
 }
 
-/// How one output of the two models differs.
-#[derive(Debug, Serialize)]
-pub(crate) struct OutputDifference {
-    /// Its name.
-    pub(crate) name: String,
-    /// Largest absolute difference.
-    pub(crate) max_abs: f64,
-    /// The same relative to the largest absolute value.
-    pub(crate) max_rel: f64,
+/// [`WholeModel`] in a JSON document.
+#[derive(Serialize)]
+pub(crate) struct WholeModelEntry<'a> {
+    engine: Option<&'a str>,
+    inputs: &'a str,
+    not_run: Option<&'a str>,
+    caveats: &'a [String],
+    outputs: Vec<OutputEntry<'a>>,
+}
+
+impl WholeModel {
+    /// Runs both models in the embedded engine on the same random inputs.
+    fn run(original: &Model, first: &ModelBytes<'_>, second: &ModelBytes<'_>, settings: &Settings) -> Self {
+        let inputs = match random::input_shapes(original, &settings.shapes) {
+            Ok(inputs) => inputs.iter().map(described).collect::<Vec<_>>().join(", "),
+            Err(why) => return Self { inputs: String::new(), result: Err(why.to_string()) },
+        };
+        let count = usize::try_from(settings.inputs).unwrap_or(usize::MAX);
+        let result = compare::random_inputs(original, &settings.shapes, settings.seed, count)
+            .map_err(|why| why.to_string())
+            .and_then(|sets| {
+                compare::compare(&RtenEngine::default(), first, second, &sets, &CompareOptions::default())
+                    .map_err(|why| why.to_string())
+            });
+        Self { inputs, result }
+    }
+
+    /// For the JSON document.
+    pub(crate) fn entry(&self) -> WholeModelEntry<'_> {
+        let (report, not_run) = match &self.result {
+            Ok(report) => (Some(report), None),
+            Err(why) => (None, Some(why.as_str())),
+        };
+        WholeModelEntry {
+            engine: report.map(|r| r.engine.as_str()),
+            inputs: &self.inputs,
+            not_run,
+            caveats: report.map_or(&[], |r| &r.caveats),
+            outputs: report.map_or(Vec::new(), |r| r.outputs.iter().map(OutputEntry::of).collect()),
+        }
+    }
+
+    /// For people.
+    fn text(&self) -> String {
+        match &self.result {
+            Err(why) => {
+                format!("whole model: not run, the proof rests on the nodes alone ({})\n", terminal::printable(why))
+            }
+            Ok(report) => {
+                let mut text = format!("whole model in {}, {}: ", report.engine, terminal::printable(&self.inputs));
+                text.push_str("differences, reported and not judged\n");
+                text.push_str(&differences(&report.outputs));
+                for caveat in &report.caveats {
+                    text.push_str(&format!("note: {}\n", terminal::printable(caveat)));
+                }
+                text
+            }
+        }
+    }
+}
+
+/// `image 1x3x64x64 (64 assumed; --input sets it)`.
+fn described(input: &InputShape) -> String {
+    let assumed = if input.defaulted.is_empty() { "" } else { " (dynamic lengths assumed, --input sets them)" };
+    format!("{} {}{assumed}", input.name, by(&input.dims))
 }
 
 /// The outcome.
@@ -65,46 +126,71 @@ pub(crate) struct Proof {
 }
 
 impl Proof {
-    /// What failed, in one line; `None` where everything holds.
+    /// What failed, in one line; `None` where every rewritten node that promises equality is proven.
     pub(crate) fn failure(&self, reports: &[NodeReport]) -> Option<String> {
-        let failed = |(report, entry): (&NodeReport, &Option<ProofEntry>)| {
-            let entry = entry.as_ref().filter(|e| !e.holds)?;
-            Some(format!("{}: {}", report.name, entry.note.as_deref().unwrap_or("differs from the original")))
-        };
-        let all: Vec<String> = reports.iter().zip(&self.nodes).filter_map(failed).collect();
-        let first = all.first()?;
-        let more = if all.len() > 1 { format!(" (and {} more nodes)", all.len() - 1) } else { String::new() };
-        Some(format!("the proof failed, no file was written: {first}{more}"))
+        let mut failed = Vec::new();
+        for (at, report) in reports.iter().enumerate().filter(|(_, r)| r.form.is_some_and(|f| f.is_exact())) {
+            match self.nodes.get(at).and_then(Option::as_ref) {
+                Some(entry) if entry.holds => {}
+                Some(entry) => failed.push((report, entry.note.as_deref().unwrap_or("it differs from the original"))),
+                None => failed.push((report, "it could not be proven")),
+            }
+        }
+        let (report, why) = failed.first()?;
+        let more = if failed.len() > 1 { format!(" (and {} more)", failed.len() - 1) } else { String::new() };
+        Some(format!("the proof failed, no file is left: node '{}': {why}{more}", report.name))
     }
 
-    /// `proven`, `failed`, `not proven` or `nothing to prove`.
+    /// One word for the whole rewrite.
     pub(crate) fn verdict(&self, reports: &[NodeReport], skipped: bool) -> &'static str {
-        if self.failure(reports).is_some() {
-            "failed"
+        let mut forms = reports.iter().filter_map(|r| r.form).peekable();
+        if forms.peek().is_none() {
+            "nothing to prove"
         } else if skipped {
             "not proven"
-        } else if reports.iter().all(|r| r.form.is_none()) {
-            "nothing to prove"
-        } else {
+        } else if self.failure(reports).is_some() {
+            "failed"
+        } else if forms.all(|f| f.is_exact()) {
             "proven"
+        } else {
+            "not preserved"
         }
     }
 
     /// The lines for people.
-    pub(crate) fn text(&self, verdict: &str, seed: u64) -> String {
-        format!("{verdict} (seed {seed})\n")
+    pub(crate) fn text(&self, verdict: &str, settings: &Settings) -> String {
+        let mut text = match verdict {
+            "proven" => format!(
+                "proven: every rewritten node, original file against written file, {} random input{} (seed {})\n",
+                settings.inputs,
+                if settings.inputs == 1 { "" } else { "s" },
+                settings.seed
+            ),
+            "not proven" => "NOT PROVEN (--no-verify): nothing was run\n".to_owned(),
+            "not preserved" => {
+                "NOT PRESERVED: shi and chang change the result; the other nodes are proven\n".to_owned()
+            }
+            other => format!("{other}\n"),
+        };
+        if let Some(whole) = &self.whole_model {
+            text.push_str(&whole.text());
+        }
+        text
     }
 }
 
-/// Proves every rewritten node and compares the whole models.
+/// Proves every rewritten node, and compares the whole models. `first` is the file that was read, `second` the
+/// one that will be kept; both are decoded afresh.
 pub(crate) fn prove(
-    _original: &Model,
-    _written: &Model,
+    first: &ModelBytes<'_>,
+    second: &ModelBytes<'_>,
     reports: &[NodeReport],
-    _settings: &Settings,
+    settings: &Settings,
 ) -> Result<Proof> {
-    if reports.iter().any(|r| r.form.is_some()) {
-        anyhow::bail!("this build cannot prove a rewrite yet");
+    let original = options::decode(first)?;
+    if reports.iter().all(|r| r.form.is_none()) {
+        return Ok(Proof { nodes: vec![None; reports.len()], whole_model: None });
     }
-    Ok(Proof { nodes: vec![None; reports.len()], whole_model: None })
+    let whole_model = Some(WholeModel::run(&original, first, second, settings));
+    Ok(Proof { nodes: vec![None; reports.len()], whole_model })
 }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use chipfit_deconv::RewriteError;
-use chipfit_model::{Index, Limits, Model, onnx::Overwrite, shape};
+use chipfit_model::{Index, Model, onnx::Overwrite, shape};
+use chipfit_run::compare::ModelBytes;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -80,7 +81,7 @@ struct Document<'a> {
     deconv_macs_after: Option<u64>,
     deconv_macs_zero_pad: Option<u64>,
     verdict: &'static str,
-    whole_model: Option<&'a proof::WholeModel>,
+    whole_model: Option<proof::WholeModelEntry<'a>>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     tuning: &'a [tune::Tuned],
     warnings: Vec<String>,
@@ -121,22 +122,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         (reports, tuned, Bytes::from(rewritten.to_bytes()?), macs)
     };
     drop(model);
-    let written = read_back(bytes.clone(), &arguments.model)?;
+    let file = ModelBytes { bytes, folder: Some(arguments.model.parent().unwrap_or(Path::new(""))) };
+    let written = options::decode(&file).context("the rewritten model is not valid")?;
 
     let mut nodes: Vec<NodeEntry> = reports.iter().map(NodeEntry::from).collect();
-    let proof = if arguments.no_verify {
-        Proof::default()
-    } else {
-        let settings = Settings { inputs: arguments.verify, seed: arguments.seed, shapes: inputs };
-        proof::prove(&options::open(&arguments.model)?, &written, &reports, &settings)?
+    let settings = Settings { inputs: arguments.verify, seed: arguments.seed, shapes: inputs };
+    let proof = match arguments.no_verify {
+        true => Proof::default(),
+        false => proof::prove(&options::bytes_of(&arguments.model)?, &file, &reports, &settings)?,
     };
     for (node, entry) in nodes.iter_mut().zip(&proof.nodes) {
         node.proof.clone_from(entry);
     }
-    let failure = proof.failure(&reports);
+    let failure = if arguments.no_verify { None } else { proof.failure(&reports) };
     if failure.is_none() {
         let overwrite = if arguments.force { Overwrite::Replace } else { Overwrite::Never };
-        written.write_bytes(&bytes, &arguments.output, overwrite)?;
+        written.write_bytes(&file.bytes, &arguments.output, overwrite)?;
     }
 
     let totals = Totals::of(&nodes);
@@ -155,7 +156,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         deconv_macs_after: totals.after,
         deconv_macs_zero_pad: totals.zero_pad,
         verdict: proof.verdict(&reports, arguments.no_verify),
-        whole_model: proof.whole_model.as_ref(),
+        whole_model: proof.whole_model.as_ref().map(proof::WholeModel::entry),
         tuning: &tuned,
         warnings: warnings.clone(),
         error: failure.as_deref(),
@@ -171,18 +172,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.json {
         return terminal::print(&json);
     }
-    terminal::print(&text(arguments, &nodes, &proof, &document))
+    terminal::print(&text(arguments, &settings, &nodes, &proof, &document))
 }
 
 /// The report for people.
-fn text(arguments: &Arguments, nodes: &[NodeEntry], proof: &Proof, document: &Document<'_>) -> String {
+fn text(
+    arguments: &Arguments,
+    settings: &Settings,
+    nodes: &[NodeEntry],
+    proof: &Proof,
+    document: &Document<'_>,
+) -> String {
     let mut text = report::deconvolutions(nodes);
     if let (Some(before), Some(after)) = (document.macs_before, document.macs_after) {
         text.push_str(&format!("whole model: {} MACs before, {} after\n", count(before), count(after)));
     } else if nodes.iter().any(|n| n.has_unknown_macs()) {
         text.push_str("some shapes are dynamic: --input NAME:1x3x224x224 gives them lengths in this report\n");
     }
-    text.push_str(&proof.text(document.verdict, arguments.seed));
+    text.push_str(&proof.text(document.verdict, settings));
     text.push_str(&format!("wrote {}\n", terminal::printable(&arguments.output.display().to_string())));
     text
 }
@@ -199,13 +206,6 @@ pub(crate) fn plan_error(error: RewriteError) -> anyhow::Error {
 pub(crate) fn whole_macs(model: Option<u64>, totals: Totals) -> (Option<u64>, Option<u64>) {
     let after = || model?.checked_sub(totals.before?)?.checked_add(totals.after?);
     (model, after())
-}
-
-/// Decodes the bytes that will be written, exactly as a reader of the file would.
-fn read_back(bytes: Bytes, source: &Path) -> Result<Model> {
-    let mut written = Model::from_bytes(bytes, &Limits::default()).context("the rewritten model is not valid")?;
-    written.folder = Some(source.parent().unwrap_or(Path::new("")).to_owned());
-    Ok(written)
 }
 
 /// Refuses to write over the files that hold the model's weights.
