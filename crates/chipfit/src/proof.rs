@@ -5,14 +5,16 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use chipfit_deconv::NodeReport;
-use chipfit_model::Model;
+use chipfit_deconv::{NodeReport, SameRule};
+use chipfit_model::{Index, Model, shape};
 use chipfit_run::compare::{self, CompareOptions, ModelBytes, Report};
 use chipfit_run::engine::{Engine, RtenEngine};
+use chipfit_run::prove::{Claim, ProveOptions};
 use chipfit_run::random::{self, InputShape};
 use serde::Serialize;
 
 use crate::compare::{OutputEntry, differences};
+use crate::failure::usage;
 use crate::options;
 use crate::report::ProofEntry;
 use crate::terminal::{self, by};
@@ -24,6 +26,8 @@ pub(crate) struct Settings {
     pub(crate) inputs: u32,
     /// Their seed.
     pub(crate) seed: u64,
+    /// Which side takes the odd pad of `auto_pad` before opset 11.
+    pub(crate) opset1_same: SameRule,
     /// Shapes of dynamic inputs.
     pub(crate) shapes: BTreeMap<String, Vec<usize>>,
 }
@@ -131,8 +135,7 @@ impl Proof {
         let mut failed = Vec::new();
         for (at, report) in reports.iter().enumerate().filter(|(_, r)| r.form.is_some_and(|f| f.is_exact())) {
             match self.nodes.get(at).and_then(Option::as_ref) {
-                Some(entry) if entry.holds => {}
-                Some(entry) => failed.push((report, entry.note.as_deref().unwrap_or("it differs from the original"))),
+                Some(entry) => failed.extend(entry.failure().map(|why| (report, why))),
                 None => failed.push((report, "it could not be proven")),
             }
         }
@@ -187,10 +190,41 @@ pub(crate) fn prove(
     reports: &[NodeReport],
     settings: &Settings,
 ) -> Result<Proof> {
-    let original = options::decode(first)?;
     if reports.iter().all(|r| r.form.is_none()) {
         return Ok(Proof { nodes: vec![None; reports.len()], whole_model: None });
     }
+    let (original, written) = (options::decode(first)?, options::decode(second)?);
+    let index = Index::new(&original);
+    let shapes = shape::infer(&index, &settings.shapes).map_err(|e| usage(format!("--input: {e}")))?;
+    let claims: Vec<Claim> = reports.iter().filter_map(claim).collect();
+    let prove_options = ProveOptions {
+        inputs: usize::try_from(settings.inputs).unwrap_or(usize::MAX),
+        seed: settings.seed,
+        opset1_same_spec: settings.opset1_same == SameRule::Spec,
+        ..ProveOptions::default()
+    };
+    let bar = terminal::bar("proving", claims.len() as u64);
+    let proofs = chipfit_run::prove::prove(&original, &written, &shapes, &claims, &prove_options, &mut |number, _| {
+        bar.set_position(number as u64);
+    });
+    bar.finish_and_clear();
+    let mut proofs = proofs?.into_iter();
+    // Claims were made of the reports with a segment, in order: so come the proofs.
+    let nodes = reports.iter().map(|r| claim(r).and_then(|_| proofs.next()).as_ref().map(ProofEntry::from)).collect();
+    drop(index);
     let whole_model = Some(WholeModel::run(&original, first, second, settings));
-    Ok(Proof { nodes: vec![None; reports.len()], whole_model })
+    Ok(Proof { nodes, whole_model })
+}
+
+/// What is to be proven of a node; `None` where nothing was replaced.
+fn claim(report: &NodeReport) -> Option<Claim> {
+    let segment = report.segment.as_ref()?;
+    Some(Claim {
+        scope: segment.scope,
+        input: segment.input.clone(),
+        output: segment.output.clone(),
+        conv_transpose: segment.conv_transpose.clone(),
+        name: report.name.clone(),
+        exact: report.form?.is_exact(),
+    })
 }

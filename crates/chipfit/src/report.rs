@@ -3,7 +3,7 @@
 //! The JSON keys are an interface: scripts read them, so they are only ever added to.
 
 use chipfit_deconv::NodeReport;
-use chipfit_model::{Index, Shapes};
+use chipfit_run::prove::{Equality, NodeProof, Verdict};
 use serde::Serialize;
 
 use crate::terminal::{Table, by, join, maybe_count};
@@ -36,19 +36,56 @@ pub(crate) struct NodeEntry {
     warnings: Vec<String>,
 }
 
-/// What the proof of one node measured.
+/// What the proof of one node measured. Numbers that are not finite are `null`.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct ProofEntry {
-    /// Largest absolute difference over all inputs.
-    pub(crate) max_abs: f64,
+    /// `proven`, `failed`, or `not judged` for a form that claims no equality.
+    verdict: &'static str,
+    /// Largest absolute difference over all inputs; in steps for quantised outputs.
+    max_abs: f64,
     /// The same relative to the largest absolute value of the original's output.
-    pub(crate) max_rel: f64,
+    max_rel: f64,
     /// Random inputs that were run.
-    pub(crate) inputs: usize,
-    /// Whether the differences stay within the bound of the proof.
-    pub(crate) holds: bool,
-    /// What else is known: the bound, the kind of inputs, why it failed.
-    pub(crate) note: Option<String>,
+    inputs: usize,
+    /// Largest difference as a part of what was allowed there; `null` where no floats were judged.
+    worst_ratio: Option<f64>,
+    /// Whether the run on small integers was equal (quantised: the int32 accumulators); `null`: not reached.
+    index_algebra: Option<bool>,
+    /// Whether the requantised outputs were equal; `null` where nothing is requantised.
+    quantised_outputs: Option<bool>,
+    input_shape: Vec<usize>,
+    output_shape: Vec<usize>,
+    /// Why it failed.
+    why: Option<String>,
+}
+
+impl ProofEntry {
+    /// Why the proof failed; `None` where it did not.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.why.as_deref()
+    }
+}
+
+impl From<&NodeProof> for ProofEntry {
+    fn from(proof: &NodeProof) -> Self {
+        let (verdict, why) = match &proof.verdict {
+            Verdict::Proven => ("proven", None),
+            Verdict::Failed(why) => ("failed", Some(why.clone())),
+            Verdict::NotJudged => ("not judged", None),
+        };
+        Self {
+            verdict,
+            max_abs: proof.max_abs,
+            max_rel: proof.max_rel,
+            inputs: proof.inputs,
+            worst_ratio: proof.worst_ratio,
+            index_algebra: proof.index_algebra.as_ref().map(Equality::holds),
+            quantised_outputs: proof.integer.as_ref().and_then(|i| i.outputs.as_ref()).map(Equality::holds),
+            input_shape: proof.input_dims.clone(),
+            output_shape: proof.output_dims.clone(),
+            why,
+        }
+    }
 }
 
 impl From<&NodeReport> for NodeEntry {
@@ -80,11 +117,6 @@ impl NodeEntry {
     /// Whether its multiply-accumulates could not be counted.
     pub(crate) fn has_unknown_macs(&self) -> bool {
         self.macs_before.is_none() || self.macs_after.is_none()
-    }
-
-    /// Whether it is left as it was.
-    pub(crate) fn is_kept(&self) -> bool {
-        self.form == KEPT
     }
 }
 
@@ -166,12 +198,6 @@ pub(crate) fn deconvolutions(nodes: &[NodeEntry]) -> String {
     let mut text = table.render();
     text.push_str("saving: multiply-accumulates against the zero-pad form\n");
     text
-}
-
-/// Multiply-accumulates of the whole model; `None` where shapes or operators leave them open.
-pub(crate) fn model_macs(_index: &Index<'_>, _shapes: &Shapes) -> Option<u64> {
-    // Waits for chipfit_model::summary.
-    None
 }
 
 /// Lines that the user should read: warnings of the plan, each with its node.

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use chipfit_deconv::RewriteError;
-use chipfit_model::{Index, Model, onnx::Overwrite, shape};
+use chipfit_model::onnx::Overwrite;
+use chipfit_model::summary::{Summary, summarize};
+use chipfit_model::{Index, Model, shape};
 use chipfit_run::compare::ModelBytes;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -96,7 +98,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let model = options::open(&arguments.model)?;
     refuse_data_files(&model, &arguments.output, arguments.force)?;
 
-    let (reports, tuned, bytes, macs) = {
+    let (reports, tuned, bytes, summary) = {
         let index = Index::new(&model);
         let shapes = shape::infer(&index, &inputs).map_err(|e| usage(format!("--input: {e}")))?;
         let mut tuned = Vec::new();
@@ -106,7 +108,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             options.decided = tune::decisions(&tuned);
         }
         let plan = chipfit_deconv::plan(&index, &shapes, &options).map_err(plan_error)?;
-        let macs = report::model_macs(&index, &shapes);
+        let summary = summarize(&index, &shapes);
         let mut rewritten = model.clone();
         rewritten.apply(&plan.patch).with_context(|| format!("'{}'", arguments.model.display()))?;
         #[cfg(feature = "sabotage")]
@@ -119,14 +121,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
                 report.reason = format!("{}; {}", report.reason, tuned.reason());
             }
         }
-        (reports, tuned, Bytes::from(rewritten.to_bytes()?), macs)
+        (reports, tuned, Bytes::from(rewritten.to_bytes()?), summary)
     };
     drop(model);
     let file = ModelBytes { bytes, folder: Some(arguments.model.parent().unwrap_or(Path::new(""))) };
     let written = options::decode(&file).context("the rewritten model is not valid")?;
 
     let mut nodes: Vec<NodeEntry> = reports.iter().map(NodeEntry::from).collect();
-    let settings = Settings { inputs: arguments.verify, seed: arguments.seed, shapes: inputs };
+    let settings =
+        Settings { inputs: arguments.verify, seed: arguments.seed, opset1_same: options.opset1_same, shapes: inputs };
     let proof = match arguments.no_verify {
         true => Proof::default(),
         false => proof::prove(&options::bytes_of(&arguments.model)?, &file, &reports, &settings)?,
@@ -142,7 +145,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
     let totals = Totals::of(&nodes);
     let warnings = report::warnings(&nodes);
-    let (macs_before, macs_after) = whole_macs(macs, totals);
+    let (macs_before, macs_after) = whole_macs(&summary, totals);
     let document = Document {
         command: std::env::args().collect(),
         versions: proof::versions(),
@@ -202,10 +205,11 @@ pub(crate) fn plan_error(error: RewriteError) -> anyhow::Error {
     }
 }
 
-/// The whole model's multiply-accumulates before and after, from those before and the deconvolutions' own.
-pub(crate) fn whole_macs(model: Option<u64>, totals: Totals) -> (Option<u64>, Option<u64>) {
-    let after = || model?.checked_sub(totals.before?)?.checked_add(totals.after?);
-    (model, after())
+/// The whole model's multiply-accumulates before and after a rewrite; `None` where some are not known.
+pub(crate) fn whole_macs(summary: &Summary, totals: Totals) -> (Option<u64>, Option<u64>) {
+    let before = (summary.nodes_without_macs == 0).then_some(summary.macs);
+    let after = || before?.checked_sub(totals.before?)?.checked_add(totals.after?);
+    (before, after())
 }
 
 /// Refuses to write over the files that hold the model's weights.

@@ -54,11 +54,6 @@ impl Table {
         self.rows.push(cells.iter().map(|c| printable(c)).collect());
     }
 
-    /// Whether it has no row.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
     /// The table as text, a line each row, no spaces at the ends of lines.
     pub(crate) fn render(&self) -> String {
         let titles: Vec<&str> = self.header.iter().map(|h| h.trim_start_matches('>')).collect();
