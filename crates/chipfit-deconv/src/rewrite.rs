@@ -115,8 +115,8 @@ pub struct Options {
     pub opset1_same: SameRule,
     /// The processor: `auto` ranks the forms by its estimate, and its limits are kept.
     pub target: Option<Target>,
-    /// Decisions made elsewhere (by measurement): scope and node position to form, `None` to keep.
-    pub decided: BTreeMap<(ScopeId, usize), Option<Form>>,
+    /// Decisions made elsewhere (by measurement): scope and node position to form and interleave, `None` to keep.
+    pub decided: BTreeMap<(ScopeId, usize), Option<(Form, Option<Interleave>)>>,
 }
 
 /// The part of the graph that a rewrite replaced: from one value to another, both of which still exist.
@@ -283,7 +283,11 @@ enum Choice {
 const FUSED_UP_TO: usize = 16;
 
 fn choose(index: &Index<'_>, source: &Source<'_>, options: &Options, names: &mut Names) -> Choice {
-    let interleave = options.interleave.or_else(|| options.target.as_ref().and_then(Target::interleave));
+    let decided = options.decided.get(&(source.scope, source.position));
+    let interleave = decided
+        .and_then(|d| d.as_ref()?.1)
+        .or(options.interleave)
+        .or_else(|| options.target.as_ref().and_then(Target::interleave));
     let max_channels = [options.max_channels, options.target.as_ref().and_then(|t| t.limits.channels)];
     let how = |form| BuildOptions {
         form,
@@ -291,9 +295,9 @@ fn choose(index: &Index<'_>, source: &Source<'_>, options: &Options, names: &mut
         crop: options.crop,
         max_channels: max_channels.into_iter().flatten().min(),
     };
-    let wanted = match options.decided.get(&(source.scope, source.position)) {
+    let wanted = match decided {
         Some(None) => return Choice::Keep("kept: measured faster than every form".into()),
-        Some(Some(form)) => Some((*form, "measured fastest".to_owned())),
+        Some(Some((form, _))) => Some((*form, "measured fastest".to_owned())),
         None => options.form.map(|form| (form, "asked for by --form".to_owned())),
     };
     let (form, reason) = match (wanted, &options.target) {

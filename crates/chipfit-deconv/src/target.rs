@@ -255,7 +255,7 @@ impl Target {
     }
 
     /// Why the target cannot run these convolutions; `None`: it can.
-    pub(crate) fn objection(&self, work: &[ConvWork], interleave: Option<Interleave>) -> Option<String> {
+    pub fn objection(&self, work: &[ConvWork], interleave: Option<Interleave>) -> Option<String> {
         for conv in work {
             let longest = conv.kernel.iter().copied().max().unwrap_or(1);
             if let Some(limit) = self.limits.kernel.filter(|&l| longest > l) {

@@ -182,6 +182,14 @@ impl Model {
     /// # Errors
     /// [`WriteError`].
     pub fn write(&self, path: &Path, overwrite: Overwrite) -> Result<(), WriteError> {
+        self.write_bytes(&self.to_bytes()?, path, overwrite)
+    }
+
+    /// [`Self::write`] with bytes that [`Self::to_bytes`] made before: what was judged is what is kept.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub fn write_bytes(&self, bytes: &[u8], path: &Path, overwrite: Overwrite) -> Result<(), WriteError> {
         let io = |p: &Path| {
             let path = p.to_owned();
             move |source| WriteError::Io { path, source }
@@ -200,9 +208,8 @@ impl Model {
         if self.external_files()?.iter().any(own) {
             return Err(WriteError::OverData { path: path.to_owned() });
         }
-        let bytes = self.to_bytes()?;
         self.copy_external_data(target, overwrite)?;
-        write_atomically(path, &bytes).map_err(io(path))
+        write_atomically(path, bytes).map_err(io(path))
     }
 
     /// The data files this model refers to, each once.

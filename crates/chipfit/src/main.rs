@@ -1,2 +1,59 @@
-//! The `chipfit` command.
-fn main() {}
+//! The `chipfit` command: flags in, one report out, an exit status that scripts can trust.
+//!
+//! Exit status: 0 done, 1 the model or the data is at fault, 2 wrong usage, 3 a proof failed (no output file
+//! is left). Standard output carries the report, or with `--json` exactly one JSON document; messages and
+//! progress go to standard error. No arithmetic on tensors lives here.
+//!
+//! Read [`rewrite`] first, then [`options`] for the flags and [`report`] for what is printed.
+#![forbid(unsafe_code)]
+
+mod compare;
+mod extract;
+mod failure;
+mod inspect;
+mod options;
+mod picture;
+mod proof;
+mod report;
+mod rewrite;
+#[cfg(feature = "sabotage")]
+mod sabotage;
+mod terminal;
+mod tune;
+mod zoo;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Fits neural networks to the chip people already have.
+///
+/// Transposed convolutions become standard convolutions: exact, proven, in the same file format.
+/// Exit status: 0 done, 1 the model or the data is at fault, 2 wrong usage, 3 a proof failed.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Inspect(inspect::Arguments),
+    Rewrite(Box<rewrite::Arguments>),
+    Compare(compare::Arguments),
+    Zoo(zoo::Arguments),
+}
+
+fn main() -> ExitCode {
+    let (wants_json, result) = match Arguments::parse().command {
+        Command::Inspect(a) => (a.json, inspect::run(&a)),
+        Command::Rewrite(a) => (a.json, rewrite::run(&a)),
+        Command::Compare(a) => (a.json, compare::run(&a)),
+        Command::Zoo(a) => (false, zoo::run(&a)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error, wants_json),
+    }
+}
