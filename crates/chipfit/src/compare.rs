@@ -84,7 +84,7 @@ pub(crate) struct OutputEntry<'a> {
     dtype: &'static str,
     max_abs: f64,
     max_rel: f64,
-    max_steps: Option<u128>,
+    max_steps: Option<u64>,
     differing: usize,
     psnr: f64,
     ssim: Option<f64>,
@@ -99,7 +99,7 @@ struct RunEntry<'a> {
     differing: usize,
     max_abs: f64,
     max_rel: f64,
-    max_steps: Option<u128>,
+    max_steps: Option<u64>,
     mean_abs: f64,
     rmse: f64,
     psnr: f64,
@@ -195,7 +195,7 @@ fn exceeded(arguments: &Arguments, report: &Report) -> Option<String> {
                 output.max_rel()
             ));
         }
-        let steps = output.max_steps().zip(arguments.max_steps).filter(|(steps, limit)| *steps > u128::from(*limit));
+        let steps = output.max_steps().zip(arguments.max_steps).filter(|(steps, limit)| *steps > *limit);
         if let Some((steps, limit)) = steps {
             return Some(format!("output '{name}' differs by {steps} steps, --max-steps is {limit}"));
         }
