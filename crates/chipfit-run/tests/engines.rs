@@ -210,6 +210,34 @@ fn rten_computes_convolutions_as_onnx_runtime_does_or_refuses_them() {
 }
 
 #[test]
+fn what_a_file_leaves_to_the_standard_means_the_same_in_both_engines() {
+    // A pooling without strides, and a convolution whose weight is an input, so that only its declaration has a rank.
+    let pool = build::node("MaxPool", "", &["x"], &["m"], vec![build::attr_is("kernel_shape", &[2, 2])]);
+    let convolution = build::node("Conv", "", &["m", "w"], &["y"], vec![]);
+    let (x, w) = (("x", DataType::Float, &[1, 1, 3, 3][..]), ("w", DataType::Float, &[1, 1, 1, 2][..]));
+    let file = bytes(&model(vec![pool, convolution], &[x, w], &[("y", DataType::Float, &[1, 1, 2, 1])], &[]));
+    let image: Vec<f32> = (1..=9u8).map(f32::from).collect();
+    let inputs = [named("x", f32s(&[1, 1, 3, 3], &image)), named("w", f32s(&[1, 1, 1, 2], &[1.0, 10.0]))].concat();
+    for engine in engines("defaults of the standard") {
+        let outputs = engine.load(&file, None).unwrap().run(&inputs).unwrap();
+        // The maxima are 5 6 / 8 9.
+        assert_eq!(outputs, named("y", f32s(&[1, 1, 2, 1], &[65.0, 98.0])), "{}", engine.name());
+    }
+}
+
+#[test]
+fn an_operator_that_rten_has_in_part_is_its_limit_and_the_node_is_told() {
+    let weight = f32s(&[1, 1, 1, 1, 1], &[2.0]);
+    let node = build::node("Conv", "", &["x", "w"], &["y"], vec![]);
+    let outlet = |name| (name, DataType::Float, &[1i64, 1, 2, 2, 2][..]);
+    let file = bytes(&model(vec![node], &[outlet("x")], &[outlet("y")], &[("w", weight)]));
+    let x = named("x", f32s(&[1, 1, 2, 2, 2], &[1.0; 8]));
+    let error = RtenEngine::default().load(&file, None).unwrap().run(&x).unwrap_err();
+    assert!(matches!(error, EngineError::Unsupported { .. }) && error.is_engine_limit(), "{error}");
+    assert!(error.to_string().contains("Conv"), "{error}");
+}
+
+#[test]
 fn per_channel_quantisation_without_an_axis_means_axis_one() {
     let node = build::node("QuantizeLinear", "q", &["x", "s", "z"], &["y"], vec![]);
     let zero = ConstTensor::new(DataType::Int8, vec![2], vec![0, 0]).unwrap();
