@@ -307,9 +307,11 @@ fn measuring_tells_much_work_from_little() {
     let candidate = |name: &str, n| Candidate { name: name.to_owned(), bytes: product(n), folder: None };
     let inputs = named("x", random::tensor(DataType::Float, vec![256, 256], Key { seed: 1, input: 0 }).unwrap());
     let plan = Plan { rounds: 7, ..Plan::default() };
-    let found = measure(&engine, &[candidate("small", 16), candidate("large", 1024)], &inputs, &plan).unwrap();
+    let found = measure(&engine, &[candidate("small", 16), candidate("large", 4096)], &inputs, &plan).unwrap();
     assert_eq!((found[0].name.as_str(), found[0].ratio, found[0].seconds.len()), ("small", 1.0, 7));
-    assert!(found[1].ratio > 8.0 && found[1].median_seconds > 8.0 * found[0].median_seconds, "{found:?}");
+    // 256 times the work; the margin is for a busy machine.
+    println!("ratio {:.0}", found[1].ratio);
+    assert!(found[1].ratio > 4.0 && found[1].median_seconds > 4.0 * found[0].median_seconds, "{found:?}");
     let broken = Candidate { name: "broken".to_owned(), bytes: Bytes::from_static(b"x"), folder: None };
     let error = measure(&engine, &[candidate("small", 16), broken], &inputs, &plan).unwrap_err();
     assert!(error.to_string().contains("candidate 'broken'"), "{error}");
