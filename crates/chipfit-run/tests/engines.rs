@@ -210,6 +210,34 @@ fn rten_computes_convolutions_as_onnx_runtime_does_or_refuses_them() {
 }
 
 #[test]
+fn what_a_file_leaves_to_the_standard_means_the_same_in_both_engines() {
+    // A pooling without strides, and a convolution whose weight is an input, so that only its declaration has a rank.
+    let pool = build::node("MaxPool", "", &["x"], &["m"], vec![build::attr_is("kernel_shape", &[2, 2])]);
+    let convolution = build::node("Conv", "", &["m", "w"], &["y"], vec![]);
+    let (x, w) = (("x", DataType::Float, &[1, 1, 3, 3][..]), ("w", DataType::Float, &[1, 1, 1, 2][..]));
+    let file = bytes(&model(vec![pool, convolution], &[x, w], &[("y", DataType::Float, &[1, 1, 2, 1])], &[]));
+    let image: Vec<f32> = (1..=9u8).map(f32::from).collect();
+    let inputs = [named("x", f32s(&[1, 1, 3, 3], &image)), named("w", f32s(&[1, 1, 1, 2], &[1.0, 10.0]))].concat();
+    for engine in engines("defaults of the standard") {
+        let outputs = engine.load(&file, None).unwrap().run(&inputs).unwrap();
+        // The maxima are 5 6 / 8 9.
+        assert_eq!(outputs, named("y", f32s(&[1, 1, 2, 1], &[65.0, 98.0])), "{}", engine.name());
+    }
+}
+
+#[test]
+fn an_operator_that_rten_has_in_part_is_its_limit_and_the_node_is_told() {
+    let weight = f32s(&[1, 1, 1, 1, 1], &[2.0]);
+    let node = build::node("Conv", "", &["x", "w"], &["y"], vec![]);
+    let outlet = |name| (name, DataType::Float, &[1i64, 1, 2, 2, 2][..]);
+    let file = bytes(&model(vec![node], &[outlet("x")], &[outlet("y")], &[("w", weight)]));
+    let x = named("x", f32s(&[1, 1, 2, 2, 2], &[1.0; 8]));
+    let error = RtenEngine::default().load(&file, None).unwrap().run(&x).unwrap_err();
+    assert!(matches!(error, EngineError::Unsupported { .. }) && error.is_engine_limit(), "{error}");
+    assert!(error.to_string().contains("Conv"), "{error}");
+}
+
+#[test]
 fn per_channel_quantisation_without_an_axis_means_axis_one() {
     let node = build::node("QuantizeLinear", "q", &["x", "s", "z"], &["y"], vec![]);
     let zero = ConstTensor::new(DataType::Int8, vec![2], vec![0, 0]).unwrap();
@@ -279,9 +307,11 @@ fn measuring_tells_much_work_from_little() {
     let candidate = |name: &str, n| Candidate { name: name.to_owned(), bytes: product(n), folder: None };
     let inputs = named("x", random::tensor(DataType::Float, vec![256, 256], Key { seed: 1, input: 0 }).unwrap());
     let plan = Plan { rounds: 7, ..Plan::default() };
-    let found = measure(&engine, &[candidate("small", 16), candidate("large", 1024)], &inputs, &plan).unwrap();
+    let found = measure(&engine, &[candidate("small", 16), candidate("large", 4096)], &inputs, &plan).unwrap();
     assert_eq!((found[0].name.as_str(), found[0].ratio, found[0].seconds.len()), ("small", 1.0, 7));
-    assert!(found[1].ratio > 8.0 && found[1].median_seconds > 8.0 * found[0].median_seconds, "{found:?}");
+    // 256 times the work; the margin is for a busy machine.
+    println!("ratio {:.0}", found[1].ratio);
+    assert!(found[1].ratio > 4.0 && found[1].median_seconds > 4.0 * found[0].median_seconds, "{found:?}");
     let broken = Candidate { name: "broken".to_owned(), bytes: Bytes::from_static(b"x"), folder: None };
     let error = measure(&engine, &[candidate("small", 16), broken], &inputs, &plan).unwrap_err();
     assert!(error.to_string().contains("candidate 'broken'"), "{error}");
