@@ -285,6 +285,13 @@ impl<'p> Collector<'p> {
         let pickle = self.pickle;
         match pickle.get(id) {
             Some(Object::Bytes(bytes)) => Ok(Some(bytes.clone())),
+            // How the old protocols write empty bytes.
+            Some(Object::Instance { callable, arguments, .. })
+                if matches!(pickle.global(*callable), Some(("__builtin__" | "builtins", "bytes"))) =>
+            {
+                let empty = pickle.entries(*arguments).is_some_and(<[Id]>::is_empty);
+                Ok(empty.then(Bytes::new))
+            }
             Some(Object::Instance { callable, arguments, .. })
                 if pickle.global(*callable) == Some(("_codecs", "encode")) =>
             {

@@ -431,8 +431,11 @@ impl Machine<'_> {
             }
             b'L' => {
                 let text = self.line_text()?;
-                let value = self.number(text.trim_end_matches('L'))?;
-                self.push(Object::Int(value))?;
+                let value: i128 = self.number(text.trim_end_matches('L'))?;
+                self.push(match i64::try_from(value) {
+                    Ok(value) => Object::Int(value),
+                    Err(_) => Object::Long(value.to_le_bytes().to_vec().into()),
+                })?;
             }
             b'J' => {
                 let value = i32::from_le_bytes(self.array()?);
