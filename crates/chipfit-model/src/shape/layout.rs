@@ -147,7 +147,7 @@ pub(super) fn concat(view: &View) -> Option<Dims> {
     }
     let alone = view.inputs() == 1;
     if let Some(dim) = out.get_mut(axis).filter(|_| !alone) {
-        *dim = total.map_or(Dim::Unknown, Dim::Known);
+        *dim = length(total.and_then(|n| i64::try_from(n).ok()));
     }
     Some(out)
 }

@@ -9,8 +9,8 @@
 //! domain that is not understood gives unknown outputs; a `Known` dimension that was inferred is what the ONNX
 //! definition says. Loop bodies and functions are walked a bounded number of times.
 //!
-//! Read [`walk`] first (scopes, functions, If/Loop/Scan), then [`rules`] (the table of operators), then
-//! [`value`] and [`propagate`] (values).
+//! Read `walk` first (scopes, functions, If/Loop/Scan), then `rules` (the table of operators), then
+//! `value` and `propagate` (values).
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

@@ -187,7 +187,7 @@ pub(super) fn product(dims: &[Dim]) -> Dim {
         }
     }
     match (open, known) {
-        (None, Some(n)) => Dim::Known(n),
+        (None, Some(n)) => length(i64::try_from(n).ok()),
         (Some(dim), Some(1)) => dim.clone(),
         _ => Dim::Unknown,
     }
