@@ -23,6 +23,8 @@ TYPES = {
     TensorProto.DOUBLE: np.dtype(np.float64),
     TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
 }
+# ONNX Runtime promises opset 7 and later; onnx.reference lacks operators of older ones, too.
+OLDEST_RUN = 7
 # Name, input [N, C, ...], weight [C, M/group, ...], attributes.
 SETTINGS = [
     ("plain", (2, 3, 4, 5), (3, 4, 2, 2), {"strides": [2, 2]}),
@@ -110,7 +112,7 @@ def build(opset, element, dynamic):
         wide = [None if array is None else array.astype(np.float64) for array in (x, w, bias)]
         exact[f"{name}_y"] = scatter(*wide, attributes).astype(TYPES[element])
         outputs.append(value(f"{name}_y", element, exact[f"{name}_y"].shape, dynamic))
-    ir_version = helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
+    ir_version = 3 if opset < 9 else helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
     if ir_version < 4:  # There, every initializer is an input, too.
         inputs += [helper.make_tensor_value_info(weight.name, element, weight.dims) for weight in weights]
     graph = helper.make_graph(nodes, f"opset_{opset}", inputs, outputs, weights)
@@ -150,19 +152,23 @@ def rewrite_and_compare(work, opset, element, form, dynamic):
     onnx.save(model, source)
     sizes = [f"--input={name}:{'x'.join(map(str, x.shape))}" for name, x in feeds.items()] if dynamic else []
     report = rewrite(source, written, "--form", form, *sizes)
-    require(not kept_nodes(report), f"kept: {[(node['name'], node['reason']) for node in kept_nodes(report)]}")
+    # Two dynamic axes side by side take a Reshape by computed sizes, which old opsets cannot express.
+    too_old = [node for node in kept_nodes(report) if dynamic and opset < OLDEST_RUN and "opset" in node["reason"]]
+    require(kept_nodes(report) == too_old, f"kept: {[(node['name'], node['reason']) for node in kept_nodes(report)]}")
     after = onnx.load(written)
-    require(all(node.op_type != "ConvTranspose" for node in after.graph.node), "a ConvTranspose is left")
+    left = {node.name for node in after.graph.node if node.op_type == "ConvTranspose"}
+    require(left == {node["name"] for node in too_old}, f"these are left: {left}")
     require(after.opset_import == model.opset_import and after.ir_version == model.ir_version, "opset or IR version changed")
     require(after.graph.output == model.graph.output, "the outputs' shapes changed")
     try:
         outputs, who = evaluate(after, feeds)
     except CannotRun as reason:
-        # Honest only where the original cannot be run either: the file has passed the checker and chipfit's own proof.
-        require(not can_run(model, feeds), f"the original runs, the rewritten model does not: {reason}")
-        return "checked and proven, not run: no runtime here has the type in this opset"
+        # Honest only below the opsets that runtimes promise, or where the original cannot be run either: the file has
+        # passed the checker and chipfit's own proof.
+        require(opset < OLDEST_RUN or not can_run(model, feeds), f"the original runs, the rewritten model does not: {reason}")
+        return "checked and proven, NOT run: no runtime here has all operators of this opset and type"
     worst = judge(outputs, exact, element, who)
-    return f"{worst:.1e} of max|y| ({who})"
+    return f"{worst:.1e} of max|y| ({who}){f', {len(left)} kept' if left else ''}"
 
 
 def can_run(model, feeds):

@@ -3,6 +3,7 @@
 `load(name, height, width)` returns float32 [1, 3, height, width] in 0..1, resized by averaging and repetition.
 """
 
+import functools
 import struct
 import zlib
 
@@ -75,8 +76,13 @@ def resize(pixels, height, width):
     return means[np.unique(rows, return_inverse=True)[1]][:, np.unique(columns, return_inverse=True)[1]]
 
 
+@functools.cache
+def pixels_of(name):
+    return decode_png((DATA / "pictures" / f"{name}.png").read_bytes())
+
+
 def load(name, height, width):
     """The picture NAME.png as float32 [1, 3, height, width] in 0..1."""
-    pixels = decode_png((DATA / "pictures" / f"{name}.png").read_bytes())
+    pixels = pixels_of(name)
     colour = pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
     return (resize(colour, height, width).transpose(2, 0, 1)[None] / 255).astype(np.float32)
