@@ -381,10 +381,12 @@ fn output_facts(source: &Source<'_>) -> Output {
     const ASSUMED_LENGTH: i64 = 64;
     let natural = |n: i64| u64::try_from(n).unwrap_or(0);
     let lengths: Vec<i64> = source.axes.iter().map(|a| a.n.unwrap_or(ASSUMED_LENGTH)).collect();
-    let outputs: u64 = source.axes.iter().zip(&lengths).map(|(a, &n)| natural(a.output(n))).product();
-    let inputs: u64 = lengths.iter().map(|&n| natural(n)).product();
+    // A file may declare any length: what does not fit stays at the largest number.
+    let product = |factors: &mut dyn Iterator<Item = u64>| factors.fold(1, u64::saturating_mul);
+    let outputs = product(&mut source.axes.iter().zip(&lengths).map(|(a, &n)| natural(a.output(n))));
+    let inputs = product(&mut lengths.iter().map(|&n| natural(n)));
     let batch = source.batch.unwrap_or(1) as u64;
-    let kernel: u64 = source.kernel.iter().map(|&k| k as u64).product();
+    let kernel = product(&mut source.kernel.iter().map(|&k| k as u64));
     let pairs = (source.channels_in_per_group() * source.channels_out()) as u64;
     Output {
         elements: batch.saturating_mul(outputs).saturating_mul(source.channels_out() as u64),

@@ -156,7 +156,7 @@ fn run_in(
     if arguments.runtime != Some(Runtime::Onnxruntime) {
         match both(&RtenEngine::default()) {
             Ok(report) => return Ok(report),
-            Err(CompareError::Engine { which, source }) if arguments.runtime.is_none() && source.is_engine_limit() => {
+            Err(CompareError::Engine { which, source }) if arguments.runtime.is_none() => {
                 note(&format!("{which} model: {}", terminal::printable(&source.to_string())));
                 note("trying ONNX Runtime instead");
             }
