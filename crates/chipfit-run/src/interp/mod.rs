@@ -208,7 +208,7 @@ pub fn small_integer(value: f64, seed: u64, range: i32) -> i32 {
     let hash = mix(value.to_bits() ^ mix(seed));
     let range = u64::from(range.max(1).unsigned_abs());
     let magnitude = i32::try_from(hash / 2 % range + 1).unwrap_or(1);
-    if hash % 2 == 0 { magnitude } else { -magnitude }
+    if hash.is_multiple_of(2) { magnitude } else { -magnitude }
 }
 
 /// The output function of splitmix64: a fixed bijection that scatters neighbouring numbers.

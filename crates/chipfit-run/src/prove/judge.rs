@@ -44,7 +44,7 @@ pub(super) fn random_input(dtype: DataType, dims: &[usize], key: u64) -> Option<
                 let bits = bits(key, at);
                 let end = if bits & 8 == 0 { low } else { high };
                 let inside = low + i64::try_from((bits >> 4) % width).ok()?;
-                i32::try_from(if bits % 8 == 0 { end } else { inside }).ok()
+                i32::try_from(if bits.is_multiple_of(8) { end } else { inside }).ok()
             };
             Data::I32((0..count).map(value).collect::<Option<_>>()?)
         }
