@@ -194,6 +194,10 @@ fn fetch<'m>(
             let data = Data::I32(constant.data.to_f64().into_iter().map(|v| small_integer(v, seed, range)).collect());
             Arc::new(Tensor { data, shadow: Shadow::None, ..constant.as_ref().clone() })
         }
+        // Zero is zero on any scale.
+        Mode::Accumulators | Mode::Requantise if is_float && constant.data.to_f64().iter().all(|&v| v == 0.0) => {
+            Arc::new(Tensor { data: Data::I32(vec![0; constant.data.len()]), ..constant.as_ref().clone() })
+        }
         _ => constant.clone(),
     };
     values.insert(key, converted.clone());
