@@ -125,6 +125,9 @@ pub struct NodeProof {
     pub index_algebra: Option<Equality>,
     /// Quantised nodes only.
     pub integer: Option<IntegerProof>,
+    /// The structural similarity of an approximate form's output, where it is an image of 11 x 11 or more; the least
+    /// of all inputs.
+    pub ssim: Option<f64>,
     /// The outcome.
     pub verdict: Verdict,
 }
@@ -171,6 +174,7 @@ pub fn prove(
             worst_ratio: None,
             index_algebra: None,
             integer: None,
+            ssim: None,
             verdict: Verdict::Proven,
         };
         let outcome = Prover::new(&before, &after, shapes, claim, options)
@@ -305,7 +309,8 @@ impl<'a> Prover<'a> {
                 .ok_or_else(|| Stop::Failed(format!("no random input of type {}", self.dtype.name())))?;
             proof.inputs += 1;
             if self.quantised {
-                let equality = judge.equal(&self.before(&x, Mode::Accumulators)?, &self.after(&x, Mode::Accumulators)?);
+                let (a, b) = (self.before(&x, Mode::Accumulators)?, self.after(&x, Mode::Accumulators)?);
+                let equality = judge.equal_sums(&a, &b, &self.geometry.terms());
                 proof.index_algebra = Some(equality.clone());
                 proof.integer = Some(IntegerProof { accumulators: equality.clone(), outputs: None });
                 hold("int32 accumulators", &equality)?;

@@ -1,7 +1,7 @@
 //! The scatter reference and the interpreter against ONNX's own node tests.
 //!
-//! They are looked for where `CHIPFIT_ONNX_NODE_TESTS` says, else in `.cache/libonnx-testdata` of the repository
-//! (Debian's package `libonnx-testdata`, unpacked). Where they are not, this test says so on stderr.
+//! They are looked for where `CHIPFIT_ONNX_NODE_TESTS` says, else in `.cache/data/onnx-testdata/node` of the
+//! repository (`cargo xtask` unpacks Debian's package `libonnx-testdata` there). Where they are not, this test says so on stderr.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use chipfit_run::interp::{Mode, Segment, evaluate};
 use chipfit_run::reference::SameRule;
 
 /// Operators, and how many node tests of each must have been run.
-const OPERATORS: [(&str, usize); 33] = [
+const OPERATORS: [(&str, usize); 38] = [
     ("ConvTranspose", 10),
     ("Conv", 6),
     ("Concat", 12),
@@ -45,6 +45,11 @@ const OPERATORS: [(&str, usize); 33] = [
     ("Elu", 3),
     ("HardSigmoid", 3),
     ("HardSwish", 1),
+    ("ThresholdedRelu", 3),
+    ("Selu", 3),
+    ("Celu", 1),
+    ("Softplus", 2),
+    ("Softsign", 2),
     ("QuantizeLinear", 2),
     ("DequantizeLinear", 2),
     ("Cast", 4),
@@ -53,8 +58,7 @@ const OPERATORS: [(&str, usize); 33] = [
 
 fn folder() -> Option<PathBuf> {
     let named = std::env::var_os("CHIPFIT_ONNX_NODE_TESTS").map(PathBuf::from);
-    let cached = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../.cache/libonnx-testdata/usr/share/libonnx-testdata/data/node");
+    let cached = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/data/onnx-testdata/node");
     let found = [named.clone(), Some(cached)].into_iter().flatten().find(|p| p.is_dir());
     assert!(named.is_none() || found == named, "CHIPFIT_ONNX_NODE_TESTS is no folder");
     found
@@ -76,7 +80,7 @@ fn difference(a: &[f64], b: &[f64]) -> f64 {
 #[test]
 fn node_tests_of_the_standard_come_out_as_published() {
     let Some(folder) = folder() else {
-        eprintln!("SKIPPED: no ONNX node tests (set CHIPFIT_ONNX_NODE_TESTS, or unpack libonnx-testdata into .cache)");
+        eprintln!("SKIPPED: no ONNX node tests (set CHIPFIT_ONNX_NODE_TESTS, or run cargo xtask test)");
         return;
     };
     let mut names: Vec<PathBuf> = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect();

@@ -24,9 +24,39 @@ pub(super) fn broadcast_dims(a: &[usize], b: &[usize]) -> Result<Vec<usize>, Fau
         .collect()
 }
 
+/// Whether the interpreter knows `op` as an activation.
+pub(super) fn is_activation(op: &str) -> bool {
+    ACTIVATIONS.contains(&op)
+}
+
+const ACTIVATIONS: [&str; 15] = [
+    "Relu",
+    "LeakyRelu",
+    "PRelu",
+    "ThresholdedRelu",
+    "Clip",
+    "Sigmoid",
+    "Tanh",
+    "Elu",
+    "Selu",
+    "Celu",
+    "HardSigmoid",
+    "HardSwish",
+    "Softplus",
+    "Softsign",
+    "Mish",
+];
+
 /// A function of one real number.
 enum Activation {
     Relu,
+    ThresholdedRelu(f64),
+    /// `gamma * (x, or alpha * (e^x - 1) below 0)`.
+    Selu(f64, f64),
+    Celu(f64),
+    Softplus,
+    Softsign,
+    Mish,
     LeakyRelu(f64),
     Clip(f64, f64),
     Sigmoid,
@@ -60,18 +90,39 @@ impl Activation {
             }
             Self::HardSigmoid(alpha, beta) => (alpha * x + beta).clamp(0.0, 1.0),
             Self::HardSwish => x * (x / 6.0 + 0.5).clamp(0.0, 1.0),
+            Self::ThresholdedRelu(alpha) => {
+                if x > alpha {
+                    x
+                } else {
+                    0.0
+                }
+            }
+            Self::Selu(alpha, gamma) => gamma * if x < 0.0 { alpha * x.exp_m1() } else { x },
+            Self::Celu(alpha) => x.max(0.0) + (alpha * (x / alpha).exp_m1()).min(0.0),
+            Self::Softplus => softplus(x),
+            Self::Softsign => x / (1.0 + x.abs()),
+            Self::Mish => x * softplus(x).tanh(),
         }
     }
 
-    fn lipschitz(&self) -> f64 {
-        match *self {
-            Self::Relu | Self::Clip(..) | Self::Tanh => 1.0,
+    /// `None` where the function jumps.
+    fn lipschitz(&self) -> Option<f64> {
+        Some(match *self {
+            Self::Relu | Self::Clip(..) | Self::Tanh | Self::Celu(_) | Self::Softplus | Self::Softsign => 1.0,
+            Self::Selu(alpha, gamma) => gamma.abs() * alpha.abs().max(1.0),
+            Self::Mish => 1.1,
+            Self::ThresholdedRelu(_) => return None,
             Self::LeakyRelu(alpha) | Self::Elu(alpha) => alpha.abs().max(1.0),
             Self::Sigmoid => 0.25,
             Self::HardSigmoid(alpha, _) => alpha.abs(),
             Self::HardSwish => 1.5,
-        }
+        })
     }
+}
+
+/// `ln(1 + e^x)`, without overflow.
+fn softplus(x: f64) -> f64 {
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
 impl Op<'_> {
@@ -95,6 +146,12 @@ impl Op<'_> {
             "Elu" => Activation::Elu(f("alpha", 1.0)),
             "HardSigmoid" => Activation::HardSigmoid(f("alpha", 0.2), f("beta", 0.5)),
             "HardSwish" => Activation::HardSwish,
+            "ThresholdedRelu" => Activation::ThresholdedRelu(f("alpha", 1.0)),
+            "Selu" => Activation::Selu(f("alpha", 1.673_263_2), f("gamma", 1.050_701)),
+            "Celu" => Activation::Celu(f("alpha", 1.0)),
+            "Softplus" => Activation::Softplus,
+            "Softsign" => Activation::Softsign,
+            "Mish" => Activation::Mish,
             "Clip" if self.opset < 11 => Activation::Clip(f("min", f32::MIN), f("max", f32::MAX)),
             "Clip" => {
                 let bound = |at: usize, default: f64| match self.optional(at) {
@@ -114,7 +171,10 @@ impl Op<'_> {
             Data::F64(v) => Data::F64(v.iter().map(|&x| activation.value(x)).collect()),
             _ => return Err("an activation of integers".into()),
         };
-        let shadow = self.error_after(&data, x.dtype, |at| x.shadow.at(at).map(|e| e * activation.lipschitz()));
+        if self.mode == Mode::Reference && x.shadow != Shadow::None && activation.lipschitz().is_none() {
+            return Err("a function that jumps has no bound for its error".into());
+        }
+        let shadow = self.error_after(&data, x.dtype, |at| Some(x.shadow.at(at)? * activation.lipschitz()?));
         Ok(Tensor { dtype: x.dtype, dims: x.dims.clone(), data, shadow })
     }
 
@@ -300,7 +360,8 @@ fn each_or_none(each: Vec<Option<f64>>) -> Shadow {
 /// A quantised sum as the real number it stands for, `fl(fl(sum) * scale)`; floats as they are.
 pub(super) fn real(x: &Tensor) -> Result<Tensor, Fault> {
     let Data::I32(v) = &x.data else { return Ok(x.clone()) };
-    if x.shadow == Shadow::None {
+    // Zero is zero on any scale; nothing else can do without one.
+    if x.shadow == Shadow::None && (!x.dtype.is_float() || v.iter().any(|&q| q != 0)) {
         return Err("integers where real values are needed".into());
     }
     let values = v.iter().enumerate().map(|(at, &q)| q as f32 * x.shadow.at(at).unwrap_or(0.0) as f32).collect();

@@ -194,6 +194,10 @@ fn fetch<'m>(
             let data = Data::I32(constant.data.to_f64().into_iter().map(|v| small_integer(v, seed, range)).collect());
             Arc::new(Tensor { data, shadow: Shadow::None, ..constant.as_ref().clone() })
         }
+        // Zero is zero on any scale.
+        Mode::Accumulators | Mode::Requantise if is_float && constant.data.to_f64().iter().all(|&v| v == 0.0) => {
+            Arc::new(Tensor { data: Data::I32(vec![0; constant.data.len()]), ..constant.as_ref().clone() })
+        }
         _ => constant.clone(),
     };
     values.insert(key, converted.clone());
@@ -208,7 +212,7 @@ pub fn small_integer(value: f64, seed: u64, range: i32) -> i32 {
     let hash = mix(value.to_bits() ^ mix(seed));
     let range = u64::from(range.max(1).unsigned_abs());
     let magnitude = i32::try_from(hash / 2 % range + 1).unwrap_or(1);
-    if hash % 2 == 0 { magnitude } else { -magnitude }
+    if hash.is_multiple_of(2) { magnitude } else { -magnitude }
 }
 
 /// The output function of splitmix64: a fixed bijection that scatters neighbouring numbers.

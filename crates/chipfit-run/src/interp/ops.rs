@@ -68,9 +68,7 @@ impl Op<'_> {
             "QuantizeLinear" => self.quantize(),
             "DequantizeLinear" => self.dequantize(),
             "Add" | "Sub" | "Mul" | "Div" => self.binary(),
-            "Relu" | "LeakyRelu" | "PRelu" | "Clip" | "Sigmoid" | "Tanh" | "Elu" | "HardSigmoid" | "HardSwish" => {
-                self.activation()
-            }
+            name if super::arith::is_activation(name) => self.activation(),
             "Cast" => self.cast(),
             "Identity" => Ok(self.input(0)?.clone()),
             "Concat" => self.concat(),

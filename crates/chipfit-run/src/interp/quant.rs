@@ -101,6 +101,11 @@ impl Op<'_> {
 
     pub(super) fn quantize(&self) -> Result<Tensor, Fault> {
         let x = self.input(0)?;
+        let x = &if self.mode == Mode::Requantise && x.shadow == Shadow::None && x.dtype.is_float() {
+            super::arith::real(x)?
+        } else {
+            x.clone()
+        };
         let grid = self.grid(&x.dims)?;
         let asked = get_i(self.node, "output_dtype").and_then(|c| i32::try_from(c).ok()).and_then(DataType::from_code);
         let dtype = grid.stored.or(asked).unwrap_or(DataType::Uint8);
@@ -111,6 +116,8 @@ impl Op<'_> {
             rounded.clamp(low as f64, high as f64) as i32
         };
         let data = match (&x.data, self.mode) {
+            // A real value here is a bias on a scale of its own, which is no part of any accumulator.
+            (Data::F32(v), Mode::Accumulators) => vec![0; v.len()],
             (_, Mode::SmallIntegers { .. } | Mode::Accumulators) => return Ok(Tensor { dtype, ..x.clone() }),
             (_, Mode::Reference) => return Err("the float reference ends before QuantizeLinear".into()),
             (Data::I32(acc), Mode::Requantise) if x.shadow != Shadow::None => {

@@ -1,10 +1,11 @@
 //! Inputs and comparisons of the proof.
 
-use chipfit_model::DataType;
+use chipfit_model::{ConstTensor, DataType};
 
 use super::{Equality, NodeProof};
 use crate::interp::mix;
 use crate::interp::tensor::{Data, Tensor, elements, integer_range, round_to_storage, unit_roundoff};
+use crate::metrics::{ImageLayout, ssim};
 
 /// Compares two results.
 pub(super) struct Judge {
@@ -44,7 +45,7 @@ pub(super) fn random_input(dtype: DataType, dims: &[usize], key: u64) -> Option<
                 let bits = bits(key, at);
                 let end = if bits & 8 == 0 { low } else { high };
                 let inside = low + i64::try_from((bits >> 4) % width).ok()?;
-                i32::try_from(if bits % 8 == 0 { end } else { inside }).ok()
+                i32::try_from(if bits.is_multiple_of(8) { end } else { inside }).ok()
             };
             Data::I32((0..count).map(value).collect::<Option<_>>()?)
         }
@@ -94,11 +95,35 @@ impl Judge {
         Equality::Differs { position, why }
     }
 
+    /// Like [`Self::equal`], but where `terms` (one number per spatial position) is 0 nothing is compared: there
+    /// the result is the bias alone, whose steps need not be those of an accumulator.
+    pub(super) fn equal_sums(&self, a: &Tensor, b: &Tensor, terms: &[u64]) -> Equality {
+        let without_bias = |t: &Tensor| match &t.data {
+            Data::I32(v) => {
+                let keep = v.iter().zip(terms.iter().cycle()).map(|(&v, &n)| if n == 0 { 0 } else { v });
+                Tensor { data: Data::I32(keep.collect()), ..t.clone() }
+            }
+            _ => t.clone(),
+        };
+        match self.equal(a, b) {
+            Equality::Differs { .. } if a.dims == b.dims && terms.contains(&0) => {
+                self.equal(&without_bias(a), &without_bias(b))
+            }
+            other => other,
+        }
+    }
+
     /// Notes the largest differences.
     pub(super) fn measure(&self, a: &Tensor, b: &Tensor, proof: &mut NodeProof) {
         if a.dims != b.dims {
             (proof.max_abs, proof.max_rel) = (f64::INFINITY, f64::INFINITY);
             return;
+        }
+        if !self.exact {
+            proof.ssim = match (proof.ssim, similarity(a, b)) {
+                (Some(before), Some(now)) => Some(before.min(now)),
+                (before, now) => before.or(now),
+            };
         }
         let (a, b) = (a.data.to_f64(), b.data.to_f64());
         let mut largest = 0f64;
@@ -154,6 +179,15 @@ impl Judge {
             )),
         }
     }
+}
+
+/// The structural similarity of two batches of images, all channels; `None` for what is no image.
+fn similarity(a: &Tensor, b: &Tensor) -> Option<f64> {
+    let [_, _, _, _] = a.dims.as_slice() else { return None };
+    let image = |t: &Tensor| {
+        ConstTensor::from_f32(t.dims.clone(), &t.data.to_f64().iter().map(|&v| v as f32).collect::<Vec<_>>())
+    };
+    ssim(&image(a)?, &image(b)?, ImageLayout::ChannelsFirst, None).ok()
 }
 
 /// Half a unit, half the smallest step, and the greatest finite number of the type that a result is rounded to
