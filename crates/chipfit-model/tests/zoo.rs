@@ -218,6 +218,30 @@ fn transposed_convolutions_have_the_documented_sizes() {
     }
 }
 
+/// TensorFlow's SAME puts the odd pad at the end: a shift by one that no shape would show.
+#[test]
+fn tensorflow_networks_pad_the_end_more() {
+    for (name, strided) in
+        [("fst", 2), ("resnet8", 2), ("squeezenet1.1", 1), ("efficientnet-lite0", 5), ("mobilenet-0.25", 5)]
+    {
+        let model = build(name);
+        let mut found = 0;
+        for node in model.graph().node.iter().filter(|n| is_op(n, "Conv")) {
+            let kernel = get_is(node, "kernel_shape").unwrap()[0];
+            let want = match (kernel, get_is(node, "strides").unwrap()[0]) {
+                (1, _) => [0; 4],
+                (k, 1) => [k / 2; 4],
+                (3, 2) => [0, 0, 1, 1],
+                (5, 2) => [1, 1, 2, 2],
+                other => panic!("{name}: {other:?}"),
+            };
+            assert_eq!(get_is(node, "pads").unwrap(), want, "{name} {:?}", node.name);
+            found += usize::from(kernel > 1 && get_is(node, "strides") == Some(&[2, 2]));
+        }
+        assert_eq!(found, strided, "{name}");
+    }
+}
+
 #[test]
 fn classifiers_cost_what_is_known_of_them() {
     for (name, want) in [
