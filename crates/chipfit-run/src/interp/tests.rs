@@ -127,7 +127,8 @@ fn old_depth_to_space_is_depth_first_and_crd_keeps_channels() {
 #[test]
 fn zero_in_a_reshape_means_what_allowzero_says() {
     let x = Tensor::new(DataType::Float, vec![0, 3], Data::F32(vec![])).unwrap();
-    assert_eq!(run("Reshape", vec![], &[&[3, 0]], 13, &counting(&[2, 1])).unwrap_err().to_string().len() > 5, true);
+    let copied = run("Reshape", vec![], &[&[3, 0]], 13, &counting(&[2, 1])).unwrap_err();
+    assert!(copied.to_string().contains("[3, 1]"), "{copied}");
     assert_eq!(run("Reshape", vec![attr_i("allowzero", 1)], &[&[3, 0]], 14, &x).unwrap().dims, [3, 0]);
     assert_eq!(run("Reshape", vec![], &[&[0, 3, 1]], 14, &x).unwrap().dims, [0, 3, 1]);
 }
@@ -155,7 +156,8 @@ fn shapes_are_computed_on_the_way() {
 #[test]
 fn bad_nodes_are_errors_with_their_name() {
     let x = counting(&[2, 3, 4]);
-    let cases: Vec<(&str, Vec<AttributeProto>, Vec<Vec<i64>>)> = vec![
+    type Case = (&'static str, Vec<AttributeProto>, Vec<Vec<i64>>);
+    let cases: Vec<Case> = vec![
         ("Concat", vec![attr_i("axis", 3)], vec![]),
         ("Slice", vec![], vec![vec![0], vec![1, 2]]),
         ("Slice", vec![], vec![vec![0], vec![1], vec![0], vec![0]]),

@@ -45,6 +45,7 @@ struct Setting {
     dtype: DataType,
     quantised: bool,
     relu: bool,
+    biased: bool,
     fault: Fault,
 }
 
@@ -146,7 +147,13 @@ fn original(s: Setting) -> Model {
         dequantize("x", 1),
         dequantize("w", 1),
         dequantize("b", 0),
-        node("ConvTranspose", "up", &["x_r", "w_r", "b_r"], &["t"], attributes),
+        node(
+            "ConvTranspose",
+            "up",
+            if s.biased { &["x_r", "w_r", "b_r"][..] } else { &["x_r", "w_r"] },
+            &["t"],
+            attributes,
+        ),
     ];
     if s.relu {
         nodes.push(relu("t", "a"));
@@ -228,7 +235,8 @@ fn written(s: Setting) -> Model {
             initializers.extend(grid(&name("b"), &[2], &bias_scales, &[0.0, 0.0], DataType::Int32));
             nodes.push(dequantize(&name("w"), 0));
             nodes.push(dequantize(&name("b"), 0));
-            let inputs = ["x_r".to_owned(), name("w") + "_r", name("b") + "_r"];
+            let mut inputs = vec!["x_r".to_owned(), name("w") + "_r", name("b") + "_r"];
+            inputs.truncate(if s.biased { 3 } else { 2 });
             nodes.push(node("Conv", "", &inputs, &[name("c")], vec![attr_is("pads", &pads)]));
             let active = s.relu && !faulty(Fault::ActivationLost);
             if active {
@@ -280,11 +288,11 @@ fn proof(s: Setting) -> NodeProof {
 }
 
 fn float(dtype: DataType, relu: bool, fault: Fault) -> Setting {
-    Setting { dtype, quantised: false, relu, fault }
+    Setting { dtype, quantised: false, relu, biased: true, fault }
 }
 
 fn integer(relu: bool, fault: Fault) -> Setting {
-    Setting { dtype: DataType::Float, quantised: true, relu, fault }
+    Setting { dtype: DataType::Float, quantised: true, relu, biased: true, fault }
 }
 
 const FLOATS: [DataType; 4] = [DataType::Float, DataType::Double, DataType::Float16, DataType::Bfloat16];
@@ -356,13 +364,59 @@ fn every_quantised_mutant_fails() {
 
 #[test]
 fn scales_in_the_wrong_order_show_where_accumulators_agree() {
-    let mut s = integer(false, Fault::ScalesSwapped);
-    let proof_of = |s| proof(s).integer.unwrap();
-    // The bias hides nothing here: its own scales no longer match, so the accumulators differ by it alone.
-    assert!(!proof_of(s).accumulators.holds());
-    s.fault = Fault::OutputScale;
-    let integer = proof_of(s);
-    assert!(integer.accumulators.holds() && !integer.outputs.unwrap().holds());
+    // Without a bias nothing but the requantised outputs can tell.
+    let wrong = proof(Setting { biased: false, ..integer(false, Fault::ScalesSwapped) });
+    let integers = wrong.integer.unwrap();
+    assert!(integers.accumulators.holds() && !integers.outputs.unwrap().holds());
+    assert!(matches!(wrong.verdict, Verdict::Failed(_)));
+    assert!(wrong.max_abs >= 1.0);
+    let right = proof(Setting { biased: false, ..integer(false, Fault::Nothing) });
+    assert_eq!(right.verdict, Verdict::Proven);
+    let scale = proof(integer(false, Fault::OutputScale)).integer.unwrap();
+    assert!(scale.accumulators.holds() && !scale.outputs.unwrap().holds());
+}
+
+/// `inner`'s nodes as the first branch of an If, its constants one scope further out, its weight behind Identity.
+fn inside_a_branch(inner: &Model) -> Model {
+    let mut outer = inner.clone();
+    let mut graph = outer.proto.graph.clone();
+    let graph = &mut *graph.as_option_mut().unwrap();
+    let mut nodes = std::mem::take(&mut graph.node);
+    for n in nodes.iter_mut().filter(|n| matches!(n.op_type.as_deref(), Some("ConvTranspose" | "Conv"))) {
+        n.input[1].push_str("_outer");
+    }
+    let names: Vec<String> =
+        graph.initializer.iter().filter_map(|t| t.name.clone()).filter(|n| n.starts_with('w')).collect();
+    graph.node = names.iter().map(|n| node("Identity", "", &[n.as_str()], &[format!("{n}_outer")], vec![])).collect();
+    let branch = |nodes: Vec<NodeProto>, output: &str| {
+        let output = vec![value_info(output, DataType::Float, &[])];
+        GraphProto { name: Some("branch".into()), node: nodes, output, ..Default::default() }
+    };
+    let other = branch(vec![node("Identity", "", &["x"], &["z"], vec![])], "z");
+    let attribute = |name: &str, g: GraphProto| chipfit_model::proto::AttributeProto {
+        name: Some(name.into()),
+        r#type: Some(chipfit_model::proto::attribute_proto::AttributeType::GRAPH),
+        g: g.into(),
+        ..Default::default()
+    };
+    let branches = vec![attribute("then_branch", branch(nodes, "y")), attribute("else_branch", other)];
+    graph.initializer.push(tensor("condition", DataType::Uint8, &[], &[1.0]));
+    graph.node.push(node("If", "", &["condition"], &["result"], branches));
+    graph.output = vec![value_info("result", DataType::Float, &[])];
+    outer.proto.graph = graph.clone().into();
+    Model::from_bytes(outer.to_bytes().unwrap().into(), &Limits::default()).unwrap()
+}
+
+#[test]
+fn a_branch_that_reads_constants_from_outside_is_proven() {
+    for (fault, proven) in [(Fault::Nothing, true), (Fault::TapLost, false)] {
+        let s = float(DataType::Float, false, fault);
+        let (before, after) = (inside_a_branch(&original(s)), inside_a_branch(&written(s)));
+        let claim = Claim { scope: 1, ..claim(s) };
+        let proofs = prove(&before, &after, &Shapes::default(), &[claim], &ProveOptions::default(), &mut |_, _| {});
+        let verdict = proofs.unwrap().remove(0).verdict;
+        assert_eq!(verdict == Verdict::Proven, proven, "{verdict:?}");
+    }
 }
 
 #[test]
