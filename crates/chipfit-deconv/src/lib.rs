@@ -17,4 +17,6 @@ mod weave;
 mod weights;
 
 pub use forms::ConvWork;
-pub use rewrite::{Crop, Form, Interleave, NodeReport, Options, Rewrite, RewriteError, SameRule, Segment, plan};
+pub use rewrite::{
+    Crop, Decision, Form, Interleave, NodeReport, Options, Rewrite, RewriteError, SameRule, Segment, plan,
+};

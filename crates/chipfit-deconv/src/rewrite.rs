@@ -96,6 +96,9 @@ pub enum SameRule {
     Spec,
 }
 
+/// A form and its interleave (`None`: as for any node of that form); `None` to keep the node.
+pub type Decision = Option<(Form, Option<Interleave>)>;
+
 /// What to do. `Default` rewrites every ConvTranspose that can be, by the fixed rule.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -116,7 +119,7 @@ pub struct Options {
     /// The processor: `auto` ranks the forms by its estimate, and its limits are kept.
     pub target: Option<Target>,
     /// Decisions made elsewhere (by measurement): scope and node position to form and interleave, `None` to keep.
-    pub decided: BTreeMap<(ScopeId, usize), Option<(Form, Option<Interleave>)>>,
+    pub decided: BTreeMap<(ScopeId, usize), Decision>,
 }
 
 /// The part of the graph that a rewrite replaced: from one value to another, both of which still exist.
@@ -453,9 +456,9 @@ fn report(
         group: source.group,
         pads: source.pads.clone(),
         output_padding: source.output_padding.clone(),
-        macs_before: known.then_some(facts.macs),
+        macs_before: known.then_some(facts.macs).filter(|&n| n < u64::MAX),
         macs_after: built.work.iter().try_fold(0u64, |n, w| n.checked_add(w.macs()?)),
-        macs_zero_pad: known.then_some(facts.macs_zero_pad),
+        macs_zero_pad: known.then_some(facts.macs_zero_pad).filter(|&n| n < u64::MAX),
         params_before: outline.params.max(source.weight.len() as u64),
         params_after: built.params,
         reason,

@@ -123,6 +123,8 @@ pub struct CompareOptions {
     pub images: Images,
     /// The dynamic range of PSNR and SSIM, in place of the default that [`metrics`] states.
     pub range: Option<f64>,
+    /// Compare outputs of one rank but different lengths on the part from the origin that both have.
+    pub common_part: bool,
 }
 
 /// What a comparison found.
@@ -258,6 +260,12 @@ fn same_names(kind: &'static str, first: &[String], second: &[String]) -> Result
 }
 
 fn output_run(y: &ConstTensor, x: &ConstTensor, options: &CompareOptions) -> Result<OutputRun, MetricsError> {
+    if options.common_part && y.dims() != x.dims() && y.dims().len() == x.dims().len() {
+        let dims: Vec<usize> = y.dims().iter().zip(x.dims()).map(|(&a, &b)| a.min(b)).collect();
+        if let Some((y, x)) = corner(y, &dims).zip(corner(x, &dims)) {
+            return output_run(&y, &x, options);
+        }
+    }
     let difference = metrics::difference(y, x, options.range)?;
     let layout = match options.images {
         Images::Guess => metrics::image_layout(y.dims()),
@@ -269,6 +277,26 @@ fn output_run(y: &ConstTensor, x: &ConstTensor, options: &CompareOptions) -> Res
         Some(result) => Some(result?),
     };
     Ok(OutputRun { dims: y.dims().to_vec(), difference, ssim })
+}
+
+/// The first `dims` elements of each axis; `None` for elements that are not whole bytes.
+fn corner(tensor: &ConstTensor, dims: &[usize]) -> Option<ConstTensor> {
+    // A run along the last axis is copied at once, the others are walked like an odometer.
+    let step = tensor.dtype().bytes()?;
+    let (&length, &row) = (dims.last()?, tensor.dims().last()?);
+    let outer = dims.get(..dims.len() - 1)?;
+    let rows: usize = outer.iter().product();
+    let mut bytes = Vec::with_capacity(rows.checked_mul(length)?.checked_mul(step)?);
+    for number in 0..rows {
+        let (mut left, mut at, mut stride) = (number, 0, 1);
+        for (&kept, &whole) in outer.iter().zip(tensor.dims()).rev() {
+            at += left % kept * stride;
+            left /= kept;
+            stride *= whole;
+        }
+        bytes.extend_from_slice(tensor.bytes().get(at * row * step..(at * row + length) * step)?);
+    }
+    ConstTensor::new(tensor.dtype(), dims.to_vec(), bytes)
 }
 
 #[cfg(test)]

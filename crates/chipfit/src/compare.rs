@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use chipfit_run::compare::{self, CompareError, CompareOptions, InputSet, ModelBytes, OutputReport, Report};
 use chipfit_run::engine::{Engine, OnnxRuntime, Places, RtenEngine};
 use chipfit_run::random::RandomError;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use crate::bounds;
 use crate::failure::{ProofFailed, usage};
 use crate::options::{self, InputFlags};
 use crate::picture::{self, PictureFlags};
@@ -110,14 +111,23 @@ struct RunEntry<'a> {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let shapes = arguments.inputs.shapes()?;
     let model = options::open(&arguments.model)?;
-    // Only to refuse a broken file by its name before an engine sees it.
-    options::open(&arguments.other)?;
+    let other = options::open(&arguments.other)?;
     let inputs = if arguments.pictures.files.is_empty() {
         compare::random_inputs(&model, &shapes, arguments.seed, usize::from(arguments.runs)).map_err(input_error)?
     } else {
         picture::input_sets(&model, &shapes, &arguments.pictures, arguments.seed)?
     };
-    drop(model);
+    // The shapes of the inputs as they are now: a picture may have set some.
+    for set in &inputs {
+        let dims = set.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect();
+        let refused = [(&model, &arguments.model), (&other, &arguments.other)]
+            .into_iter()
+            .find_map(|(model, path)| Some((bounds::objection(model, &dims, None)?, path)));
+        if let Some((why, path)) = refused {
+            bail!("'{}' is not run: {why}", path.display());
+        }
+    }
+    drop((model, other));
     let (first, second) = (options::bytes_of(&arguments.model)?, options::bytes_of(&arguments.other)?);
     let report = run_in(arguments, &first, &second, &inputs)?;
 
@@ -182,8 +192,8 @@ pub(crate) fn input_error(error: RandomError) -> anyhow::Error {
 
 /// The first threshold that an output breaks, in words.
 fn exceeded(arguments: &Arguments, report: &Report) -> Option<String> {
-    // Written so that a value that is no number breaks every threshold.
-    let above = |value: f64, limit: Option<f64>| limit.filter(|&limit| !(value <= limit));
+    // A value that is no number breaks every threshold.
+    let above = |value: f64, limit: Option<f64>| limit.filter(|&limit| value.is_nan() || value > limit);
     let of = |output: &OutputReport| {
         let name = terminal::printable(&output.name);
         if let Some(limit) = above(output.max_abs(), arguments.max_abs) {
@@ -199,7 +209,7 @@ fn exceeded(arguments: &Arguments, report: &Report) -> Option<String> {
         if let Some((steps, limit)) = steps {
             return Some(format!("output '{name}' differs by {steps} steps, --max-steps is {limit}"));
         }
-        let ssim = output.min_ssim().zip(arguments.min_ssim).filter(|(ssim, limit)| !(ssim >= limit));
+        let ssim = output.min_ssim().zip(arguments.min_ssim).filter(|(ssim, limit)| ssim.is_nan() || ssim < limit);
         ssim.map(|(ssim, limit)| format!("output '{name}' has an SSIM of {ssim}, --min-ssim is {limit}"))
     };
     report.outputs.iter().find_map(of)

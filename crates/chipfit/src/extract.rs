@@ -107,7 +107,7 @@ impl<'m> Walk<'_, 'm> {
             let made_later: BTreeSet<&str> = left.iter().flat_map(|n| &n.output).map(String::as_str).collect();
             let is_ready = |n: &&NodeProto| n.input.iter().all(|i| i == self.stop || !made_later.contains(i.as_str()));
             // Without a ready node there is a cycle, which no checked model has; the rest is then appended as it is.
-            let next = left.iter().position(|n| is_ready(n)).unwrap_or(0);
+            let next = left.iter().position(is_ready).unwrap_or(0);
             order.push(left.remove(next).clone());
         }
         order

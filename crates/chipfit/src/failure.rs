@@ -61,7 +61,7 @@ pub(crate) fn report(error: &Error, wants_json: bool) -> ExitCode {
 }
 
 /// The causes from the outermost in, each once: many libraries repeat their source in their own text.
-fn one_line(error: &Error) -> String {
+pub(crate) fn one_line(error: &Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
         let text = cause.to_string();

@@ -7,6 +7,7 @@
 //! Read [`rewrite`] first, then [`options`] for the flags and [`report`] for what is printed.
 #![forbid(unsafe_code)]
 
+mod bounds;
 mod compare;
 mod extract;
 mod failure;

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use chipfit_deconv::{NodeReport, SameRule};
 use chipfit_model::{Index, Model, shape};
 use chipfit_run::compare::{self, CompareOptions, ModelBytes, Report};
@@ -13,8 +13,9 @@ use chipfit_run::prove::{Claim, ProveOptions};
 use chipfit_run::random::{self, InputShape};
 use serde::Serialize;
 
+use crate::bounds;
 use crate::compare::{OutputEntry, differences};
-use crate::failure::usage;
+use crate::failure::{one_line, usage};
 use crate::options;
 use crate::report::ProofEntry;
 use crate::terminal::{self, by};
@@ -28,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) seed: u64,
     /// Which side takes the odd pad of `auto_pad` before opset 11.
     pub(crate) opset1_same: SameRule,
+    /// Whether some form changes the result, perhaps even its size.
+    pub(crate) approximate: bool,
     /// Shapes of dynamic inputs.
     pub(crate) shapes: BTreeMap<String, Vec<usize>>,
 }
@@ -66,17 +69,19 @@ pub(crate) struct WholeModelEntry<'a> {
 impl WholeModel {
     /// Runs both models in the embedded engine on the same random inputs.
     fn run(original: &Model, first: &ModelBytes<'_>, second: &ModelBytes<'_>, settings: &Settings) -> Self {
-        let inputs = match random::input_shapes(original, &settings.shapes) {
-            Ok(inputs) => inputs.iter().map(described).collect::<Vec<_>>().join(", "),
-            Err(why) => return Self { inputs: String::new(), result: Err(why.to_string()) },
+        let mut inputs = String::new();
+        let mut attempt = || -> Result<Report> {
+            let settled = random::input_shapes(original, &settings.shapes)?;
+            inputs = settled.iter().map(described).collect::<Vec<_>>().join(", ");
+            if let Some(why) = bounds::objection(original, &settings.shapes, Some(bounds::MAX_UNASKED_MACS)) {
+                bail!(why);
+            }
+            let count = usize::try_from(settings.inputs)?;
+            let sets = compare::random_inputs(original, &settings.shapes, settings.seed, count)?;
+            let options = CompareOptions { common_part: settings.approximate, ..CompareOptions::default() };
+            Ok(compare::compare(&RtenEngine::default(), first, second, &sets, &options)?)
         };
-        let count = usize::try_from(settings.inputs).unwrap_or(usize::MAX);
-        let result = compare::random_inputs(original, &settings.shapes, settings.seed, count)
-            .map_err(|why| why.to_string())
-            .and_then(|sets| {
-                compare::compare(&RtenEngine::default(), first, second, &sets, &CompareOptions::default())
-                    .map_err(|why| why.to_string())
-            });
+        let result = attempt().map_err(|why| one_line(&why));
         Self { inputs, result }
     }
 
@@ -99,7 +104,7 @@ impl WholeModel {
     fn text(&self) -> String {
         match &self.result {
             Err(why) => {
-                format!("whole model: not run, the proof rests on the nodes alone ({})\n", terminal::printable(why))
+                format!("whole model: not compared, what is said rests on the nodes alone ({why})\n")
             }
             Ok(report) => {
                 let mut text = format!("whole model in {}, {}: ", report.engine, terminal::printable(&self.inputs));
@@ -212,8 +217,11 @@ pub(crate) fn prove(
     // Claims were made of the reports with a segment, in order: so come the proofs.
     let nodes = reports.iter().map(|r| claim(r).and_then(|_| proofs.next()).as_ref().map(ProofEntry::from)).collect();
     drop(index);
-    let whole_model = Some(WholeModel::run(&original, first, second, settings));
-    Ok(Proof { nodes, whole_model })
+    let mut proof = Proof { nodes, whole_model: None };
+    if proof.failure(reports).is_none() {
+        proof.whole_model = Some(WholeModel::run(&original, first, second, settings));
+    }
+    Ok(proof)
 }
 
 /// What is to be proven of a node; `None` where nothing was replaced.

@@ -128,8 +128,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let written = options::decode(&file).context("the rewritten model is not valid")?;
 
     let mut nodes: Vec<NodeEntry> = reports.iter().map(NodeEntry::from).collect();
-    let settings =
-        Settings { inputs: arguments.verify, seed: arguments.seed, opset1_same: options.opset1_same, shapes: inputs };
+    let settings = Settings {
+        inputs: arguments.verify,
+        seed: arguments.seed,
+        opset1_same: options.opset1_same,
+        approximate: reports.iter().filter_map(|r| r.form).any(|f| !f.is_exact()),
+        shapes: inputs,
+    };
     let proof = match arguments.no_verify {
         true => Proof::default(),
         false => proof::prove(&options::bytes_of(&arguments.model)?, &file, &reports, &settings)?,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use chipfit_deconv::{Form, Interleave, NodeReport, Options, Segment};
+use chipfit_deconv::{Decision, Form, Interleave, NodeReport, Options, Segment};
 use chipfit_model::{Index, Model, ScopeId, Shapes, shape};
 use chipfit_run::engine::OnnxRuntime;
 use chipfit_run::random;
@@ -44,14 +44,11 @@ pub(crate) struct Timed {
     /// Median of its time over the kept node's, run by run (over the first candidate's where keeping is impossible).
     pub(crate) ratio: f64,
     #[serde(skip)]
-    choice: Choice,
+    choice: Decision,
 }
 
-/// `None`: kept.
-type Choice = Option<(Form, Option<Interleave>)>;
-
 /// What was measured, for [`Options::decided`].
-pub(crate) fn decisions(tuned: &[Tuned]) -> BTreeMap<(ScopeId, usize), Choice> {
+pub(crate) fn decisions(tuned: &[Tuned]) -> BTreeMap<(ScopeId, usize), Decision> {
     tuned.iter().filter_map(|t| Some((t.place, t.candidates.first()?.choice))).collect()
 }
 
@@ -112,7 +109,7 @@ fn measure_node(
 ) -> Result<Vec<Timed>> {
     let alone = extract::neighbourhood(index, shapes, segment)?;
     let inputs = random::inputs(&alone, &BTreeMap::new(), seed)?;
-    let mut choices: Vec<(String, Choice, Bytes)> = candidates(&alone, options)?;
+    let mut choices: Vec<(String, Decision, Bytes)> = candidates(&alone, options)?;
     loop {
         let folder = alone.folder.as_deref();
         let models: Vec<Candidate<'_>> = choices
@@ -132,7 +129,7 @@ fn measure_node(
 }
 
 /// The node as it is and in every form that differs from the others.
-fn candidates(alone: &Model, options: &Options) -> Result<Vec<(String, Choice, Bytes)>> {
+fn candidates(alone: &Model, options: &Options) -> Result<Vec<(String, Decision, Bytes)>> {
     let index = Index::new(alone);
     let shapes = shape::infer(&index, &BTreeMap::new())?;
     let mut seen: BTreeSet<Bytes> = BTreeSet::new();
@@ -175,8 +172,8 @@ fn candidates(alone: &Model, options: &Options) -> Result<Vec<(String, Choice, B
 }
 
 /// The fastest first; the kept node first among those that do not beat it clearly.
-fn ranked(choices: &[(String, Choice, Bytes)], measured: Vec<Measurement>) -> Vec<Timed> {
-    let timed = |((_, choice, _), m): (&(String, Choice, Bytes), Measurement)| Timed {
+fn ranked(choices: &[(String, Decision, Bytes)], measured: Vec<Measurement>) -> Vec<Timed> {
+    let timed = |((_, choice, _), m): (&(String, Decision, Bytes), Measurement)| Timed {
         name: m.name,
         seconds: m.median_seconds,
         ratio: m.ratio,

@@ -5,7 +5,7 @@ mod common;
 use std::process::Stdio;
 
 use chipfit_model::onnx::make_external;
-use common::{Done, Folder, assert_keys, count, deconvolution, quantised, read, relu};
+use common::{Done, Folder, assert_keys, count, deconvolution, deconvolution_on, quantised, read, relu};
 
 /// The keys that scripts may rely on, of a node in the documents of `rewrite` and `inspect`.
 const NODE_KEYS: [&str; 17] = [
@@ -224,12 +224,14 @@ fn no_verify_says_that_nothing_was_proven() {
 
 #[test]
 fn approximate_forms_are_flagged() {
-    let folder = folder_with_model();
+    let folder = Folder::new();
+    folder.put("in.onnx", &deconvolution_on(16, 20, 4));
     for form in ["shi", "chang"] {
         let done = folder.run(&format!("rewrite in.onnx -o {form}.onnx --form {form} --json")).expect(0);
         assert_eq!(done.json()["verdict"], "not preserved");
         assert!(done.err().contains("does not preserve the result"), "{}", done.err());
-        assert!(done.json()["whole_model"]["outputs"][0]["ssim"].is_number());
+        assert!(done.json()["whole_model"]["outputs"][0]["ssim"].is_number(), "{}", done.out());
+        assert_eq!(done.json()["nodes"][0]["proof"]["verdict"], "not judged");
     }
 }
 
@@ -385,4 +387,33 @@ fn tuning_without_onnx_runtime_says_what_is_missing() {
     let done = folder.run("rewrite in.onnx -o out.onnx --tune onnxruntime --onnxruntime nowhere.so").expect(1);
     assert!(done.err().contains("ONNX Runtime") && done.err().contains("nowhere.so"), "{}", done.err());
     assert!(!folder.path("out.onnx").exists());
+}
+
+/// Needs ONNX Runtime, which `cargo xtask test` names by CHIPFIT_PYTHON.
+#[test]
+fn tuning_measures_every_form_and_keeps_the_fastest() {
+    if std::env::var_os("CHIPFIT_PYTHON").is_none() {
+        eprintln!("SKIPPED: CHIPFIT_PYTHON is not set, so nothing was measured in ONNX Runtime");
+        return;
+    }
+    let folder = Folder::new();
+    for (name, model) in [("float.onnx", deconvolution(4)), ("quantised.onnx", quantised(5))] {
+        folder.put(name, &model);
+        let command = format!("rewrite {name} -o out.onnx --force --tune onnxruntime --json");
+        let document = folder.run(&command).expect(0).json();
+        let tuned = &document["tuning"][0];
+        let candidates = tuned["candidates"].as_array().unwrap();
+        let named = |part: &str| candidates.iter().any(|c| c["name"].as_str().unwrap().starts_with(part));
+        for form in ["kept", "split/depth-to-space", "rowsplit/", "fused/depth-to-space", "fused/reshape"] {
+            assert!(named(form), "{form}: {tuned:#}");
+        }
+        let best = candidates[0]["name"].as_str().unwrap();
+        let node = &document["nodes"][0];
+        let form = best.split('/').next().unwrap();
+        assert_eq!(node["form"], form, "{tuned:#}");
+        if let Some((_, interleave)) = best.split_once('/') {
+            assert_eq!(node["interleave"], interleave);
+        }
+        assert!(node["reason"].as_str().unwrap().contains("measured"), "{node:#}");
+    }
 }

@@ -59,8 +59,11 @@ fn flipped_bytes_never_crash_it() {
     }
 }
 
+/// Names and values; a single value is an integer, several are a list.
+type Attributes<'a> = &'a [(&'a str, &'a [i64])];
+
 /// `deconvolution` with another declared input shape and attributes.
-fn absurd(x: &[i64], attributes: &[(&str, &[i64])]) -> Model {
+fn absurd(x: &[i64], attributes: Attributes<'_>) -> Model {
     let mut model = deconvolution(2);
     let graph = model.proto.graph.as_option_mut().unwrap();
     let dims: Vec<_> = x.iter().map(|&d| build::DimSpec::Known(d)).collect();
@@ -81,7 +84,7 @@ fn absurd(x: &[i64], attributes: &[(&str, &[i64])]) -> Model {
 fn absurd_shapes_and_attributes_ask_for_no_absurd_memory() {
     const X: [i64; 4] = [1, 3, 6, 7];
     const MANY: i64 = 1 << 40;
-    let cases: [(&[i64], &[(&str, &[i64])]); 17] = [
+    let cases: [(&[i64], Attributes<'_>); 18] = [
         (&[1 << 62, 3, 6, 7], &[]),
         (&[1, 3, MANY, MANY], &[]),
         (&[1, 3, 60_000, 60_000], &[]),
@@ -96,6 +99,7 @@ fn absurd_shapes_and_attributes_ask_for_no_absurd_memory() {
         (&X, &[("dilations", &[MANY, i64::MAX])]),
         (&X, &[("pads", &[i64::MAX, i64::MIN, i64::MAX, 0])]),
         (&X, &[("output_padding", &[MANY, i64::MAX])]),
+        (&X, &[("output_padding", &[100_000, 100_000])]),
         (&X, &[("output_shape", &[i64::MAX, MANY])]),
         (&X, &[("group", &[i64::MIN])]),
         (&X, &[("kernel_shape", &[MANY, 5]), ("group", &[0])]),

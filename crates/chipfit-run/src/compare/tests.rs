@@ -98,3 +98,12 @@ fn a_model_that_does_not_load_is_told_from_the_other() {
     assert!(error(&bad, &good, &inputs).to_string().starts_with("first model: "));
     assert!(matches!(error(&good, &good, &[]), CompareError::NoInputs));
 }
+
+#[test]
+fn the_corner_of_a_tensor_keeps_the_first_of_each_axis() {
+    let values: Vec<f32> = (0u8..24).map(f32::from).collect();
+    let tensor = ConstTensor::from_f32(vec![2, 3, 4], &values).unwrap();
+    let corner = super::corner(&tensor, &[2, 2, 3]).unwrap();
+    assert_eq!(corner.to_f64_vec().unwrap(), [0., 1., 2., 4., 5., 6., 12., 13., 14., 16., 17., 18.]);
+    assert_eq!(super::corner(&tensor, &[2, 3, 4]), Some(tensor));
+}

@@ -138,15 +138,20 @@ pub(crate) fn model(
     Model { proto, folder: None }
 }
 
-/// One ConvTranspose of kernel 5, stride 2 and pads 2,2,1,1 from 3 to `channels` channels on 6x7, with a bias.
+/// [`deconvolution_on`] 6x7.
 pub(crate) fn deconvolution(channels: usize) -> Model {
+    deconvolution_on(6, 7, channels)
+}
+
+/// One ConvTranspose of kernel 5, stride 2 and pads 2,2,1,1 from 3 to `channels` channels, with a bias.
+pub(crate) fn deconvolution_on(rows: i64, columns: i64, channels: usize) -> Model {
     let attributes = vec![build::attr_is("strides", &[2, 2]), build::attr_is("pads", &[2, 2, 1, 1])];
     let constants = vec![
         floats("w", &[3, channels, 5, 5], &values(3 * channels * 25, 1)),
         floats("b", &[channels], &values(channels, 2)),
     ];
     let node = build::node("ConvTranspose", "up", &["x", "w", "b"], &["y"], attributes);
-    model(vec![node], constants, DataType::Float, &[1, 3, 6, 7], &[1, channels as i64, 12, 14])
+    model(vec![node], constants, DataType::Float, &[1, 3, rows, columns], &[1, channels as i64, 2 * rows, 2 * columns])
 }
 
 /// The same in uint8 with a scale per channel; the zero points of input, weight and output are not 0.
