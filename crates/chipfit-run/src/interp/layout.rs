@@ -134,12 +134,26 @@ impl Tensor {
         Ok(Self { dims, ..self.clone() })
     }
 
+    /// Real zeros as accumulators, which they are on every scale: a phase without taps beside quantised ones.
+    /// `None`: no such change is needed or possible.
+    fn zeros_as_accumulators(&self, beside: &[&Self]) -> Option<Self> {
+        let accumulators = beside.iter().find(|p| p.dtype == self.dtype && matches!(p.data, Data::I32(_)))?;
+        let Data::F32(v) = &self.data else { return None };
+        if v.iter().any(|&v| v != 0.0) {
+            return None;
+        }
+        let scale = accumulators.shadow.at(0)?;
+        Some(Self { data: Data::I32(vec![0; v.len()]), shadow: Shadow::Uniform(scale), ..self.clone() })
+    }
+
     /// Joins tensors that agree in type and in all dims but `axis`.
     pub(super) fn concatenated(parts: &[&Self], axis: usize) -> Result<Self, Fault> {
+        let changed: Vec<Option<Self>> = parts.iter().map(|p| p.zeros_as_accumulators(parts)).collect();
+        let parts: Vec<&Self> = parts.iter().zip(&changed).map(|(p, c)| c.as_ref().unwrap_or(p)).collect();
         let Some(first) = parts.first() else { return Err(Fault("no input".into())) };
         let mut dims = first.dims.clone();
         dims[axis] = 0;
-        for part in parts {
+        for part in &parts {
             let fits = part.dims.len() == dims.len()
                 && part.dims.iter().zip(&first.dims).enumerate().all(|(a, (x, y))| a == axis || x == y);
             if !fits || part.dtype != first.dtype {
@@ -156,7 +170,7 @@ impl Tensor {
                 match &first.data {
                     $(Data::$kind(_) => {
                         let mut sources = Vec::new();
-                        for part in parts {
+                        for part in &parts {
                             let Data::$kind(v) = &part.data else {
                                 return Err(Fault("inputs of different representations cannot be joined".into()));
                             };
