@@ -21,10 +21,23 @@ const ARROWS: [(&str, &[&str]); 4] = [
 /// The oracle scripts of tests/python; each prints `N passed, N failed` and exits with 1 when one failed.
 const ORACLES: [&str; 5] = ["node_tests", "opsets", "surroundings", "quantised", "real_models"];
 
+/// Compiles the damage in that the mutation test does to written models; the release build is made without it.
+const MUTANTS: &str = "chipfit/sabotage";
+
 /// Runs all checks; the first that fails ends it.
 pub(crate) fn test(repo: &Repo, length: Length) -> Result<()> {
     run(&mut repo.cargo(&["fmt", "--all", "--check"])).context("run `cargo fmt --all`")?;
-    run(&mut repo.cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
+    run(&mut repo.cargo(&[
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--features",
+        MUTANTS,
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
     run(repo.cargo(&["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings"))?;
     arrows(repo)?;
     generate(repo, &["--check"])?;
@@ -123,9 +136,16 @@ impl Surroundings {
     /// nextest where it is installed, else cargo's own runner; then the examples in the docs.
     fn rust_tests(&self, repo: &Repo) -> Result<()> {
         if works(&mut repo.cargo(&["nextest", "--version"])) {
-            run(self.give_to(&mut repo.cargo(&["nextest", "run", "--workspace", "--no-fail-fast"])))?;
+            run(self.give_to(&mut repo.cargo(&[
+                "nextest",
+                "run",
+                "--workspace",
+                "--features",
+                MUTANTS,
+                "--no-fail-fast",
+            ])))?;
             return run(self.give_to(&mut repo.cargo(&["test", "--workspace", "--doc"])));
         }
-        run(self.give_to(&mut repo.cargo(&["test", "--workspace", "--no-fail-fast"])))
+        run(self.give_to(&mut repo.cargo(&["test", "--workspace", "--features", MUTANTS, "--no-fail-fast"])))
     }
 }

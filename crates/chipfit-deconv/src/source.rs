@@ -79,6 +79,7 @@ pub(crate) struct Outline {
     pub pads: Vec<i64>,
     pub output_padding: Vec<i64>,
     pub macs: Option<u64>,
+    pub macs_zero_pad: Option<u64>,
     pub params: u64,
 }
 
@@ -440,11 +441,12 @@ pub(crate) fn outline(index: &Index<'_>, shapes: &Shapes, scope: ScopeId, positi
     let kernel = weight.as_ref().and_then(|w| w.get(2..)).map_or_else(|| naturals("kernel_shape"), <[usize]>::to_vec);
     let or_ones = |v: Vec<usize>| if v.is_empty() { vec![1; kernel.len()] } else { v };
     let product = |v: &[usize]| v.iter().try_fold(1u64, |a, &b| a.checked_mul(b as u64));
-    // Each weight meets every input position of its channel once.
-    let macs = || {
-        let (w, x) = (weight.as_ref()?, x.as_ref()?);
-        product(w)?.checked_mul(product(x.get(2..)?)?)?.checked_mul(*x.first()? as u64)
+    // Each weight meets every input position of its channel once; among stuffed zeros, every output position.
+    let macs = |positions: &Option<Vec<usize>>| {
+        let (w, p) = (weight.as_ref()?, positions.as_ref()?);
+        product(w)?.checked_mul(product(p.get(2..)?)?)?.checked_mul(*p.first()? as u64)
     };
+    let y = shapes.resolve(index, scope, node.output.first().map_or("", String::as_str)).known_dims();
     let bias = shapes.resolve(index, scope, name(2)).known_dims();
     Outline {
         strides: or_ones(naturals("strides")),
@@ -452,7 +454,8 @@ pub(crate) fn outline(index: &Index<'_>, shapes: &Shapes, scope: ScopeId, positi
         group,
         pads: get_is(node, "pads").unwrap_or_default().to_vec(),
         output_padding: get_is(node, "output_padding").unwrap_or_default().to_vec(),
-        macs: macs(),
+        macs: macs(&x),
+        macs_zero_pad: macs(&y),
         params: weight.as_deref().and_then(product).unwrap_or(0)
             + bias.filter(|_| !name(2).is_empty()).as_deref().and_then(product).unwrap_or(0),
         kernel,

@@ -51,6 +51,8 @@ pub(crate) struct ProofEntry {
     worst_ratio: Option<f64>,
     /// Whether the run on small integers was equal (quantised: the int32 accumulators); `null`: not reached.
     index_algebra: Option<bool>,
+    /// Structural similarity of an approximate form's output, where it is an image of 11 x 11 or more.
+    ssim: Option<f64>,
     /// Whether the requantised outputs were equal; `null` where nothing is requantised.
     quantised_outputs: Option<bool>,
     input_shape: Vec<usize>,
@@ -80,6 +82,7 @@ impl From<&NodeProof> for ProofEntry {
             inputs: proof.inputs,
             worst_ratio: proof.worst_ratio,
             index_algebra: proof.index_algebra.as_ref().map(Equality::holds),
+            ssim: proof.ssim,
             quantised_outputs: proof.integer.as_ref().and_then(|i| i.outputs.as_ref()).map(Equality::holds),
             input_shape: proof.input_dims.clone(),
             output_shape: proof.output_dims.clone(),
@@ -164,6 +167,10 @@ pub(crate) fn deconvolutions(nodes: &[NodeEntry]) -> String {
     if proven {
         header.extend([">max abs", ">max rel"]);
     }
+    let has_ssim = nodes.iter().any(|n| n.proof.as_ref().is_some_and(|p| p.ssim.is_some()));
+    if has_ssim {
+        header.push(">SSIM");
+    }
     header.push("reason");
     let mut table = Table::new(&header);
     for n in nodes {
@@ -185,6 +192,9 @@ pub(crate) fn deconvolutions(nodes: &[NodeEntry]) -> String {
             let shown =
                 |of: fn(&ProofEntry) -> f64| n.proof.as_ref().map_or("-".to_owned(), |p| format!("{:.1e}", of(p)));
             cells.extend([shown(|p| p.max_abs), shown(|p| p.max_rel)]);
+        }
+        if has_ssim {
+            cells.push(n.proof.as_ref().and_then(|p| p.ssim).map_or("-".to_owned(), |s| format!("{s:.4}")));
         }
         cells.push(n.reason.clone());
         table.row(cells);

@@ -206,6 +206,8 @@ fn kept_nodes_stay_and_say_why() {
     let document = folder.run("rewrite in.onnx -o out.onnx --keep up --json").expect(0).json();
     assert_eq!(document["nodes"][0]["form"], "kept");
     assert!(document["nodes"][0]["reason"].as_str().unwrap().contains("--keep"));
+    assert_eq!(document["deconv_macs_after"], document["deconv_macs_before"]);
+    assert_eq!(document["deconv_macs_zero_pad"], 12 * 14 * 25 * 3 * 4);
     assert_eq!(count(&read(&folder.path("out.onnx")), "ConvTranspose"), 1);
     // The first output names a node as well as its name does.
     let document = folder.run("rewrite in.onnx -o out2.onnx --only y --json").expect(0).json();
