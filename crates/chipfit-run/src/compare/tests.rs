@@ -76,7 +76,7 @@ fn an_output_of_another_shape_is_an_error_that_names_it() {
 fn the_caller_says_what_an_image_is() {
     let (first, second) = (adding(&[("a", 0.0)]), adding(&[("a", 0.1)]));
     let with = |images| {
-        let options = CompareOptions { images, range: Some(2.0) };
+        let options = CompareOptions { images, range: Some(2.0), ..CompareOptions::default() };
         compared(&first, &second, &options).unwrap().outputs.remove(0)
     };
     let guessed = with(Images::Guess);
