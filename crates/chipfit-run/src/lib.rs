@@ -2,7 +2,7 @@
 //!
 //! Promises: nothing here knows how a rewrite works (`chipfit-deconv` is no dependency), so a proof is independent
 //! of what it proves; an engine that lacks an operator says so instead of failing; every input is reproducible
-//! from its seed. Read [`reference`] for the definition of ConvTranspose, [`prove`] for the judgement, [`interp`]
+//! from its seed. Read [`mod@reference`] for the definition of ConvTranspose, [`prove`] for the judgement, [`interp`]
 //! for the evaluator of rewritten segments, [`engine`] for rten and ONNX Runtime, [`compare`] and [`metrics`] for
 //! whole models, [`tune`] for measuring candidates.
 #![forbid(unsafe_code)]
