@@ -24,6 +24,8 @@ pub(crate) enum Kind {
     Pad,
     /// One pad larger, nothing else
     PadAlone,
+    /// What a Slice keeps, one further along
+    Crop,
     /// A convolution's biases, one further
     Bias,
     /// A quantised weight's scales in reverse order
@@ -47,6 +49,16 @@ pub(crate) fn damage(written: &mut ModelProto, original: &ModelProto, kind: Kind
         }
         Kind::Pad => first(&convolutions, |at| change_pads(graph, at, true)),
         Kind::PadAlone => first(&convolutions, |at| change_pads(graph, at, false)),
+        Kind::Crop => {
+            let slices = positions(graph, |n| is_op(n, "Slice") && is_new(n));
+            first(&slices, |at| {
+                let (starts, ends) = (input_of(graph, at, 1)?.to_owned(), input_of(graph, at, 2)?.to_owned());
+                change_constant(graph, &starts, one_more)?;
+                // Where the end is open the slice gets shorter instead of moving.
+                let _ = change_constant(graph, &ends, one_more);
+                Some(())
+            })
+        }
         Kind::Bias => first(&convolutions, |at| {
             let name = input_of(graph, at, 2)?.to_owned();
             let name = dequantized(graph, &name, 0).unwrap_or(name);
@@ -147,6 +159,12 @@ fn rotate(values: &ConstTensor) -> Option<Vec<u8>> {
     let step = values.dtype().bytes().filter(|&step| bytes.len() > step)?;
     bytes.rotate_right(step);
     Some(bytes)
+}
+
+/// Each int64 one larger, the largest possible excepted.
+fn one_more(values: &ConstTensor) -> Option<Vec<u8>> {
+    let integers = values.to_i64_vec().filter(|_| values.dtype() == DataType::Int64)?;
+    Some(integers.into_iter().flat_map(|v| v.saturating_add(1).to_le_bytes()).collect())
 }
 
 fn reverse(values: &ConstTensor) -> Option<Vec<u8>> {

@@ -16,7 +16,7 @@ use chipfit_run::tune::{Candidate, Measurement, Plan, measure};
 use serde::Serialize;
 
 use crate::extract;
-use crate::terminal;
+use crate::terminal::{self, by, note, printable};
 
 /// How much faster than the kept node a form must be: medians of a shared machine repeat within about this.
 const MARGIN: f64 = 0.02;
@@ -26,6 +26,8 @@ const MARGIN: f64 = 0.02;
 pub(crate) struct Tuned {
     /// The node.
     pub(crate) node: String,
+    /// The shape that it was measured on; empty where nothing was.
+    pub(crate) input_shape: Vec<usize>,
     /// Every candidate, the fastest first.
     pub(crate) candidates: Vec<Timed>,
     /// Why nothing was measured; the fixed rule decided then.
@@ -63,7 +65,11 @@ impl Tuned {
         let shown = |t: &Timed| format!("{} {:.3} ms", t.name, t.seconds * 1e3);
         match &self.not_measured {
             Some(why) => format!("not measured: {why}"),
-            None => format!("measured: {}", self.candidates.iter().map(shown).collect::<Vec<_>>().join(", ")),
+            None => format!(
+                "measured on {}: {}",
+                by(&self.input_shape),
+                self.candidates.iter().map(shown).collect::<Vec<_>>().join(", ")
+            ),
         }
     }
 }
@@ -78,6 +84,10 @@ pub(crate) fn measure_nodes(
 ) -> Result<Vec<Tuned>> {
     // Free dimensions take the same defaults as the proof's inputs: a measurement needs lengths.
     let settled = random::input_shapes(index.model, inputs).map_err(crate::compare::input_error)?;
+    for input in settled.iter().filter(|s| !s.defaulted.is_empty()) {
+        let shown = format!("{} {}", input.name, by(&input.dims));
+        note(&format!("note: measured with {}: dynamic lengths assumed, --input sets them", printable(&shown)));
+    }
     let dims = settled.into_iter().map(|s| (s.name, s.dims)).collect();
     let shapes = shape::infer(index, &dims)?;
     // Without the target, whose estimate would keep nodes unmeasured; its limits are asked of every candidate.
@@ -88,11 +98,11 @@ pub(crate) fn measure_nodes(
     let mut tuned = Vec::new();
     for (report, segment) in nodes {
         let result = measure_node(engine, index, &shapes, segment, options, seed);
-        let (candidates, not_measured) = match result {
-            Ok(candidates) => (candidates, None),
-            Err(error) => (Vec::new(), Some(terminal::printable(&format!("{error:#}")))),
+        let (input_shape, candidates, not_measured) = match result {
+            Ok((input_shape, candidates)) => (input_shape, candidates, None),
+            Err(error) => (Vec::new(), Vec::new(), Some(terminal::printable(&format!("{error:#}")))),
         };
-        tuned.push(Tuned { node: report.name.clone(), candidates, not_measured, place: report.place });
+        tuned.push(Tuned { node: report.name.clone(), input_shape, candidates, not_measured, place: report.place });
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -106,9 +116,10 @@ fn measure_node(
     segment: &Segment,
     options: &Options,
     seed: u64,
-) -> Result<Vec<Timed>> {
+) -> Result<(Vec<usize>, Vec<Timed>)> {
     let alone = extract::neighbourhood(index, shapes, segment)?;
     let inputs = random::inputs(&alone, &BTreeMap::new(), seed)?;
+    let shape = inputs.first().map_or(Vec::new(), |(_, tensor)| tensor.dims().to_vec());
     let mut choices: Vec<(String, Decision, Bytes)> = candidates(&alone, options)?;
     loop {
         let folder = alone.folder.as_deref();
@@ -120,7 +131,7 @@ fn measure_node(
             bail!("the target can run no form of it");
         }
         match measure(engine, &models, &inputs, &Plan::default()) {
-            Ok(measured) => return Ok(ranked(&choices, measured)),
+            Ok(measured) => return Ok((shape, ranked(&choices, measured))),
             // ONNX Runtime cannot run this one (it has no transposed convolution of some kinds): without it then.
             Err(error) if choices.len() > 1 => choices.retain(|(name, _, _)| *name != error.candidate),
             Err(error) => return Err(error).context("no form could be measured"),

@@ -372,6 +372,23 @@ fn a_full_disk_under_standard_output_is_an_error() {
     assert!(done.err().contains("standard output"), "{}", done.err());
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_that_cannot_be_written_to_its_end_leaves_nothing() {
+    let folder = folder_with_model();
+    // With the signal ignored, a write over the limit fails as one on a full disk does.
+    let full = "trap '' XFSZ; ulimit -f 1";
+    for command in ["rewrite in.onnx -o out.onnx", "zoo lenet5 -o out.onnx"] {
+        let done = folder.run_after(full, command).expect(1);
+        assert!(done.err().contains("out.onnx"), "{}", done.err());
+        assert_eq!(folder.files(), ["in.onnx"], "{command}");
+    }
+    // What was there before stays as it was.
+    let before = std::fs::read(folder.path("in.onnx")).unwrap();
+    folder.run_after(full, "rewrite in.onnx -o in.onnx --force").expect(1);
+    assert_eq!((std::fs::read(folder.path("in.onnx")).unwrap(), folder.files()), (before, vec!["in.onnx".to_owned()]));
+}
+
 #[test]
 fn names_from_a_file_cannot_speak_to_the_terminal() {
     let folder = Folder::new();
@@ -409,6 +426,7 @@ fn tuning_measures_every_form_and_keeps_the_fastest() {
         for form in ["kept", "split/depth-to-space", "rowsplit/", "fused/depth-to-space", "fused/reshape"] {
             assert!(named(form), "{form}: {tuned:#}");
         }
+        assert_eq!(tuned["input_shape"], serde_json::json!([1, 3, 6, 7]));
         let best = candidates[0]["name"].as_str().unwrap();
         let node = &document["nodes"][0];
         let form = best.split('/').next().unwrap();

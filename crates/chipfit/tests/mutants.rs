@@ -4,6 +4,7 @@
 
 mod common;
 
+use chipfit_model::{DataType, build};
 use common::{Folder, deconvolution, quantised};
 
 /// Every form that a kind of damage can be done to: the form, then the kinds.
@@ -62,6 +63,22 @@ fn every_mutant_of_a_quantised_model_exits_with_3_and_leaves_no_file() {
         for (form, kinds) in QUANTISED {
             check(&folder, form, kinds, &mut failures, "");
         }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn a_slice_that_is_one_off_exits_with_3_and_leaves_no_file() {
+    let mut failures = Vec::new();
+    let folder = Folder::new();
+    // Without pads the output is 15x17: not a multiple of the stride, so that something is cut off.
+    let mut model = deconvolution(4);
+    let graph = model.proto.graph.as_option_mut().unwrap();
+    graph.node[0].attribute.retain(|a| a.name.as_deref() != Some("pads"));
+    graph.output[0] = build::value_info("y", DataType::Float, &[1.into(), 4.into(), 15.into(), 17.into()]);
+    folder.put("in.onnx", &model);
+    for flags in ["--crop slice", "--crop slice --interleave reshape", "--crop slice --interleave concat"] {
+        check(&folder, "fused", &["crop"], &mut failures, flags);
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }

@@ -53,9 +53,14 @@ impl Folder {
         if cfg!(not(target_os = "linux")) {
             return self.run(arguments);
         }
-        let limited = format!("ulimit -v {kibibytes}; exec \"$0\" \"$@\"");
+        self.run_after(&format!("ulimit -v {kibibytes}"), arguments)
+    }
+
+    /// Runs it to its end from a shell that has run `preparation` before.
+    pub(crate) fn run_after(&self, preparation: &str, arguments: &str) -> Done {
         let mut shell = Command::new("sh");
-        shell.current_dir(self.0.path()).args(["-c", &limited, env!("CARGO_BIN_EXE_chipfit")]);
+        let script = format!("{preparation}; exec \"$0\" \"$@\"");
+        shell.current_dir(self.0.path()).args(["-c", &script, env!("CARGO_BIN_EXE_chipfit")]);
         shell.args(arguments.split_whitespace()).env("RUST_BACKTRACE", "0").stdin(Stdio::null());
         Done(shell.output().unwrap())
     }
