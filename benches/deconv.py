@@ -42,6 +42,16 @@ FORMS = {
     "auto, concat": ["--interleave", "concat"],
 }
 
+# Runs its arguments and prints their seconds and peak bytes.
+METER = """
+import os, resource, sys, time
+begin = time.perf_counter()
+child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)])
+_, status, usage = os.wait4(child, 0)
+print(time.perf_counter() - begin, usage.ru_maxrss * 1024)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
 
 class OnnxRuntime:
     name = "ONNX Runtime"
@@ -156,15 +166,14 @@ def tool_cost(work, n_runs=11):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), source)
     size = source.stat().st_size
     seconds, peaks = [], []
+    command = [oracle.CHIPFIT, "rewrite", str(source), "-o", str(work / "twelve-out.onnx"), "--force", "--no-verify"]
     for _ in range(n_runs):
-        begin = time.perf_counter()
-        process = subprocess.Popen(
-            [oracle.CHIPFIT, "rewrite", str(source), "-o", str(work / "twelve-out.onnx"), "--force", "--no-verify"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds.append(time.perf_counter() - begin)
-        peaks.append(usage.ru_maxrss * 1024)
-        oracle.require(status == 0, f"chipfit ended with wait status {status}")
+        # Through a small process: a child's peak starts from what its parent held when it forked.
+        done = subprocess.run([sys.executable, "-S", "-c", METER, *command], capture_output=True, text=True)
+        oracle.require(done.returncode == 0, f"chipfit: {done.stderr}")
+        took, peak = map(float, done.stdout.split())
+        seconds.append(took)
+        peaks.append(peak)
     took, peak = sorted(seconds)[n_runs // 2], max(peaks)
     row = [f"{size / 1e6:.1f} MB", 12, f"{took:.3f} s", f"{peak / 1e6:.1f} MB", f"{peak / size:.2f}"]
     print("tool", *row, flush=True)
