@@ -186,7 +186,7 @@ def header(arguments):
     versions = f"ONNX Runtime {__import__('onnxruntime').__version__}, OpenVINO {openvino.__version__.split('-')[0]}"
     return (
         f"Measured on {datetime.date.today()} at commit {commit}{' with local changes' if changed else ''} by `cargo xtask bench {' '.join(arguments)}`.\n"
-        f"Machine: {machine()}; one core, one thread. {versions} (ONEDNN_MAX_CPU_ISA={os.environ['ONEDNN_MAX_CPU_ISA']}).\n"
+        f"Machine: {machine()}; one core, one thread, processor time. {versions} (ONEDNN_MAX_CPU_ISA={os.environ['ONEDNN_MAX_CPU_ISA']}).\n"
         "A cell under a form is native time / rewritten time: above 1 the rewritten network is faster, below 1 it is slower.\n"
         "`auto` is the fixed rule without a target; `auto, concat` the same with `--interleave concat`; `auto, --target` chooses by the runtime's cost table and may keep nodes.\n\n"
     )

@@ -70,7 +70,7 @@ def main():
 
     pin_to_one_core()
     picture = "x".join(str(n) for n in feeds["x"].shape)
-    print(f"\nTime in ONNX Runtime, one thread, alternating runs, medians; input {picture}, a scanned page\n({machine()})\n")
+    print(f"\nTime in ONNX Runtime, one thread, processor time, alternating runs, medians; input {picture}, a scanned page\n({machine()})\n")
     print(f"{'':8}{'whole network':>34}{'its transposed convolutions':>36}   outputs")
     print(f"{'':8}{'original':>12}{'rewritten':>12}{'ratio':>10}{'original':>14}{'rewritten':>12}{'ratio':>10}")
     for kind, (original, rewritten) in files.items():

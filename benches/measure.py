@@ -1,4 +1,7 @@
-"""Timing that two programs on one machine cannot bend: one core, alternating runs, medians of ratios.
+"""Timing that other programs on the machine bend little: one core, processor time, alternating runs, medians of ratios.
+
+The clock is the processor time of this process, all its threads together: with one thread on one core it equals the
+time on the wall of an idle machine, and does not count the moments when something else had the core.
 
 `interleaved` runs every candidate once a round, in an order that turns from round to round; a ratio is formed inside each
 round, so that a slow moment hits all alike, and the median over the rounds is reported.
@@ -27,9 +30,9 @@ def interleaved(candidates, seconds, least_rounds=7):
     while turn < least_rounds or time.perf_counter() < end and turn < 1000:
         for position in range(len(names)):
             name = names[(position + turn) % len(names)]
-            begin = time.perf_counter()
+            begin = time.process_time()
             candidates[name]()
-            rounds[name].append(time.perf_counter() - begin)
+            rounds[name].append(time.process_time() - begin)
         turn += 1
     return rounds
 
