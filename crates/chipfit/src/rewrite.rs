@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use chipfit_deconv::RewriteError;
+use chipfit_deconv::{Rewrite, RewriteError};
 use chipfit_model::onnx::Overwrite;
 use chipfit_model::summary::{Summary, summarize};
 use chipfit_model::{Index, Model, shape};
@@ -95,10 +95,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let inputs = arguments.inputs.shapes()?;
     let mut options = arguments.plan.options()?;
     options::check_output(&arguments.output, arguments.force, &[])?;
-    let model = options::open(&arguments.model)?;
+    let mut model = options::open(&arguments.model)?;
     refuse_data_files(&model, &arguments.output, arguments.force)?;
 
-    let (reports, tuned, bytes, summary) = {
+    let (plan, tuned, summary) = {
         let index = Index::new(&model);
         let shapes = shape::infer(&index, &inputs).map_err(|e| usage(format!("--input: {e}")))?;
         let mut tuned = Vec::new();
@@ -109,20 +109,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
         let plan = chipfit_deconv::plan(&index, &shapes, &options).map_err(plan_error)?;
         let summary = summarize(&index, &shapes);
-        let mut rewritten = model.clone();
-        rewritten.apply(&plan.patch).with_context(|| format!("'{}'", arguments.model.display()))?;
-        #[cfg(feature = "sabotage")]
-        if let Some(kind) = arguments.sabotage {
-            crate::sabotage::damage(&mut rewritten.proto, &model.proto, kind)?;
-        }
-        let mut reports = plan.nodes;
-        for report in &mut reports {
-            if let Some(tuned) = tuned.iter().find(|t| t.is_about(report.place)) {
-                report.reason = format!("{}; {}", report.reason, tuned.reason());
-            }
-        }
-        (reports, tuned, Bytes::from(rewritten.to_bytes()?), summary)
+        (plan, tuned, summary)
     };
+    #[cfg(feature = "sabotage")]
+    let original = model.proto.clone();
+    model.apply(&plan.patch).with_context(|| format!("'{}'", arguments.model.display()))?;
+    #[cfg(feature = "sabotage")]
+    if let Some(kind) = arguments.sabotage {
+        crate::sabotage::damage(&mut model.proto, &original, kind)?;
+    }
+    let Rewrite { patch, nodes: mut reports } = plan;
+    for report in &mut reports {
+        if let Some(tuned) = tuned.iter().find(|t| t.is_about(report.place)) {
+            report.reason = format!("{}; {}", report.reason, tuned.reason());
+        }
+    }
+    // From here on only the written bytes live: the file's own are let go where nothing kept reads them.
+    drop(patch);
+    let bytes = Bytes::from(model.to_bytes()?);
     drop(model);
     let file = ModelBytes { bytes, folder: Some(arguments.model.parent().unwrap_or(Path::new(""))) };
     let written = options::decode(&file).context("the rewritten model is not valid")?;
