@@ -31,6 +31,7 @@ class Network:
 
 
 def photograph(order, position, height, width):
+    order = order + sorted(path.name for path in (oracle.DATA / "foolbox").glob("*.jpg")) if oracle.LONG else order
     return pictures.load(order[position % len(order)], height, width)
 
 

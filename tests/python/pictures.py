@@ -78,11 +78,15 @@ def resize(pixels, height, width):
 
 @functools.cache
 def pixels_of(name):
+    if name.endswith(".jpg"):  # Only in the long run, whose environment has a JPEG decoder.
+        from PIL import Image
+
+        return np.asarray(Image.open(DATA / "foolbox" / name).convert("RGB"))
     return decode_png((DATA / "pictures" / f"{name}.png").read_bytes())
 
 
 def load(name, height, width):
-    """The picture NAME.png as float32 [1, 3, height, width] in 0..1."""
+    """The picture NAME.png, or a .jpg of foolbox, as float32 [1, 3, height, width] in 0..1."""
     pixels = pixels_of(name)
     colour = pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
     return (resize(colour, height, width).transpose(2, 0, 1)[None] / 255).astype(np.float32)

@@ -17,7 +17,10 @@ pub(crate) fn run_demo(repo: &Repo) -> Result<()> {
     let folder = repo.cache("demo");
     fs::create_dir_all(&folder)?;
     let script = ["benches/demo.py"];
-    run(repo.command(python, &script).arg(folder).env("CHIPFIT", chipfit).env("CHIPFIT_DATA", data))
+    let mut command = repo.command(&python, &script);
+    // Tuning finds ONNX Runtime's library through this interpreter.
+    command.arg(folder).env("CHIPFIT", chipfit).env("CHIPFIT_DATA", data).env("CHIPFIT_PYTHON", python);
+    run(&mut command)
 }
 
 /// Measures; the arguments go to the script.
