@@ -396,6 +396,7 @@ fn output_facts(source: &Source<'_>) -> Output {
         macs: batch.saturating_mul(inputs).saturating_mul(kernel).saturating_mul(pairs),
         macs_zero_pad: batch.saturating_mul(outputs).saturating_mul(kernel).saturating_mul(pairs),
         scattered: batch.saturating_mul(inputs).saturating_mul(kernel).saturating_mul(source.channels_out() as u64),
+        weights: source.weight.len() as u64,
         quantised: source.tail.is_some(),
     }
 }

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! and each pass over the output (Concat, DepthToSpace, Transpose, Slice) costs
-//! `op_cycles + elements / moved_elements_per_cycle`.
+//! `op_cycles + elements / moved_elements_per_cycle`. ConvTranspose itself, where it exists, is estimated by
+//! `native` and `native_efficiency`; a quantised one also moves its weight, which is dequantized each time.
 
 use std::path::Path;
 
@@ -184,6 +185,8 @@ pub(crate) struct Output {
     pub macs_zero_pad: u64,
     /// Input elements per channel times kernel elements: what col2im scatters, per output channel.
     pub scattered: u64,
+    /// Elements of its weight.
+    pub weights: u64,
     /// Whether the node is quantised.
     pub quantised: bool,
 }
@@ -307,14 +310,16 @@ impl Target {
         }
         let t = self.table(output.quantised);
         let macs = |n: u64| n as f64 / t.macs_per_cycle / t.native_efficiency;
-        match t.native {
-            Native::None => None,
-            Native::Conv => Some(t.op_cycles + macs(output.macs)),
-            Native::ZeroPad => Some(t.op_cycles + macs(output.macs_zero_pad)),
-            Native::Gemm => {
-                Some(t.op_cycles + macs(output.macs) + output.scattered as f64 / t.moved_elements_per_cycle)
-            }
-        }
+        let moved = |n: u64| n as f64 / t.moved_elements_per_cycle;
+        let work = match t.native {
+            Native::None => return None,
+            Native::Conv => macs(output.macs),
+            Native::ZeroPad => macs(output.macs_zero_pad),
+            Native::Gemm => macs(output.macs) + moved(output.scattered),
+        };
+        // A runtime without a quantised kernel dequantizes the weight each time.
+        let dequantized = if output.quantised { moved(output.weights) } else { 0.0 };
+        Some(t.op_cycles + work + dequantized)
     }
 }
 
@@ -348,7 +353,7 @@ mod tests {
             pad: 0,
             positions: Some(100),
         };
-        let output = Output { elements: 0, macs: 0, macs_zero_pad: 0, scattered: 0, quantised: false };
+        let output = Output { elements: 0, macs: 0, macs_zero_pad: 0, scattered: 0, weights: 0, quantised: false };
         let cycles = |c| target.cycles(&[conv(c)], 0, output);
         assert_eq!(cycles(3), cycles(16));
         assert!(cycles(17) > cycles(16));
