@@ -241,7 +241,10 @@ impl<'m> Builder<'_, 'm> {
         let (mut last, interleave) = match (weave.is_trivial(), parts.as_slice()) {
             (true, [one]) => (one.clone(), None),
             _ => {
-                let (value, used) = weave.emit(&mut self.e, &parts, self.options.interleave)?;
+                // Before opset 11 runtimes have DepthToSpace for floats alone.
+                let integers = self.source.tail.is_some() && self.source.opset < 11;
+                let wanted = self.options.interleave.or(integers.then_some(Interleave::Reshape));
+                let (value, used) = weave.emit(&mut self.e, &parts, wanted)?;
                 (value, Some(used))
             }
         };

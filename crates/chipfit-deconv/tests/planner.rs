@@ -239,3 +239,25 @@ fn only_and_keep_choose_nodes_and_refuse_names_that_are_none() {
     let error = plan(&index, &shapes, &wrong).unwrap_err();
     assert!(matches!(error, RewriteError::NoSuchNode { flag: "--only", .. }));
 }
+
+#[test]
+fn integers_are_not_woven_by_depth_to_space_before_opset_11() {
+    for (opset, interleave) in [(10, Interleave::Reshape), (11, Interleave::DepthToSpace)] {
+        let int8 = |dims: Vec<usize>, n| ConstTensor::new(DataType::Int8, dims, vec![1; n]).unwrap();
+        let scale = ConstTensor::from_f32(vec![], &[0.5]).unwrap();
+        let mut case = Case::new(4, 2, 4, vec![strides(2)]);
+        case.weight = "wr";
+        case.extra = vec![("wq", int8(vec![4, 2, 4, 4], 128)), ("s", scale), ("z", int8(vec![], 1))];
+        case.before = vec![node("DequantizeLinear", "", &["wq", "s", "z"], &["wr"], vec![])];
+        let mut model = case.model();
+        model.proto.opset_import[0].version = Some(opset);
+        let graph = model.proto.graph.as_option_mut().unwrap();
+        let dims = [1.into(), 4.into(), 8.into(), 8.into()];
+        graph.input = vec![value_info("xq", DataType::Int8, &dims)];
+        graph.node.insert(0, node("DequantizeLinear", "", &["xq", "s", "z"], &["x"], vec![]));
+        graph.node.last_mut().unwrap().output[0] = "t".into();
+        graph.node.push(node("QuantizeLinear", "", &["t", "s", "z"], &["y"], vec![]));
+        let (report, _) = rewritten(model, &Options::default());
+        assert_eq!(report.interleave, Some(interleave), "opset {opset}: {}", report.reason);
+    }
+}
