@@ -6,7 +6,7 @@
 use crate::faults::{Site, Strike};
 use crate::program::{ConvGeometry, Linear, MatMul, Tensor};
 
-use super::operands::{Override, tap};
+use super::operands::{Override, output_map, tap};
 use super::struck::of_site;
 
 /// What became of the buffers.
@@ -32,10 +32,6 @@ fn is_for_all(strike: &Strike) -> bool {
     strike.first_use == 0 && strike.uses == u32::MAX
 }
 
-fn is_seen(strike: &Strike, consumer: u32) -> bool {
-    consumer >= strike.first_use && (strike.uses == u32::MAX || consumer - strike.first_use < strike.uses)
-}
-
 fn fold<'a>(strikes: impl Iterator<Item = &'a Strike>, word: u8) -> u8 {
     strikes.fold(u32::from(word), |word, strike| strike.change.apply(word, 8)) as u8
 }
@@ -47,8 +43,8 @@ fn seen(strikes: &[Strike], word: u8, consumers: u32) -> (u8, Vec<(u32, u8)>) {
     let start = limited().map(|strike| strike.first_use).min().unwrap_or(0);
     let end = limited().map(|strike| strike.first_use.saturating_add(strike.uses).min(consumers)).max().unwrap_or(0);
     let single = (start..end)
-        .filter(|&consumer| limited().any(|strike| is_seen(strike, consumer)))
-        .map(|consumer| (consumer, fold(strikes.iter().filter(|strike| is_seen(strike, consumer)), word)))
+        .filter(|&consumer| limited().any(|strike| strike.is_seen_by(consumer)))
+        .map(|consumer| (consumer, fold(strikes.iter().filter(|strike| strike.is_seen_by(consumer)), word)))
         .collect();
     (shared, single)
 }
@@ -63,7 +59,7 @@ impl Buffers {
     pub(crate) fn of_linear(linear: &Linear, tensor: &Tensor, input: &[u8], strikes: &[Strike]) -> Self {
         let mut buffers = Self::default();
         let geometry = &linear.geometry;
-        let [rows, columns] = geometry.output();
+        let [rows, columns] = output_map(geometry);
         let per_group = geometry.out_channels / geometry.groups.max(1);
         let channels = geometry.in_channels / geometry.groups.max(1);
         let products = linear.products();
@@ -152,7 +148,7 @@ impl Readers {
     /// Of the input position `position` (row-major).
     pub(crate) fn new(geometry: &ConvGeometry, position: usize) -> Self {
         let at = [position / geometry.input[1], position % geometry.input[1]];
-        let output = geometry.output();
+        let output = output_map(geometry);
         let [rows, columns] = [0, 1].map(|axis| {
             let padded = at[axis] + geometry.pads[axis];
             let reach = (geometry.kernel[axis] - 1) * geometry.dilation[axis];

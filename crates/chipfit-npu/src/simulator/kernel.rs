@@ -4,7 +4,6 @@
 
 use chipfit_kernels::{Conv, Fixed, Isa, KernelError, OutputBlock, Requantize, Scratch};
 
-use crate::ops;
 use crate::program::{ConvGeometry, Linear, Op, Program, Rescale, Source, Step};
 
 /// How an accumulator becomes a byte, in the kernels' terms.
@@ -223,7 +222,7 @@ impl StepKernel {
 }
 
 /// A step without products, for the pictures of its inputs.
-pub(crate) fn run_plain(program: &Program, step: &Step, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), ops::OpError> {
+pub(crate) fn run_plain(program: &Program, step: &Step, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String> {
     let elements = program.tensor(step.output).elements();
     for (picture, out) in out.chunks_exact_mut(elements.max(1)).enumerate() {
         let of_picture: Vec<&[u8]> = step
@@ -235,7 +234,7 @@ pub(crate) fn run_plain(program: &Program, step: &Step, inputs: &[&[u8]], out: &
                 &bytes[picture * length..(picture + 1) * length]
             })
             .collect();
-        out.copy_from_slice(&ops::execute(program, step, &of_picture)?);
+        out.copy_from_slice(&crate::twin::fault_free(program, step, &of_picture));
     }
     Ok(())
 }

@@ -71,6 +71,11 @@ impl<'a> Operands<'a> {
     }
 }
 
+/// Output height and width of a geometry that the kernels took; 0 of one that they refuse.
+pub(crate) fn output_map(geometry: &ConvGeometry) -> [usize; 2] {
+    geometry.output()
+}
+
 /// Where tap `tap` of output `position` reads along `axis`; `None` on padding.
 pub(crate) fn tap(geometry: &ConvGeometry, axis: usize, position: usize, tap: usize) -> Option<usize> {
     let padded = position * geometry.stride[axis] + tap * geometry.dilation[axis];
