@@ -11,7 +11,6 @@ use crate::setup::{data, venv};
 use crate::shell::{Repo, output, run, works};
 
 /// Our crates and which of ours each may link, directly or not (ARCHITECTURE.md). A crate that is not here fails.
-<<<<<<< HEAD
 const ARROWS: &[(&str, &[&str])] = &[
     ("chipfit-model", &[]),
     ("chipfit-data", &[]),
@@ -21,10 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("chipfit-run", &["chipfit-model"]),
     ("chipfit-quantize", &["chipfit-model", "chipfit-run"]),
     ("chipfit-npu", &["chipfit-model", "chipfit-deconv", "chipfit-kernels", "chipfit-run"]),
-    (
-        "chipfit-campaign",
-        &["chipfit-model", "chipfit-deconv", "chipfit-kernels", "chipfit-run", "chipfit-npu"],
-    ),
+    ("chipfit-campaign", &["chipfit-model", "chipfit-deconv", "chipfit-kernels", "chipfit-run", "chipfit-npu"]),
     (
         "chipfit",
         &[
