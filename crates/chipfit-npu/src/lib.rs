@@ -10,11 +10,15 @@
 #![forbid(unsafe_code)]
 
 pub mod faults;
+pub mod machine;
 pub mod processor;
 pub mod program;
 pub mod protection;
+pub mod testing;
+pub mod twin;
 
 pub use faults::{Change, DrawKey, Site, Strike, StrikeSource};
+pub use machine::Machine;
 pub use processor::{Batch, Processor, ProcessorError, Request, TensorDelta, Trace};
 pub use program::{Op, Program, Step, StepId, Tensor, TensorId};
 pub use protection::{Protection, Vote};

@@ -15,6 +15,12 @@
 //! | `weight` | weights | index into `Linear::weights` | 8 |
 //! | `act` | elements of the step's first input | index into it | 8 |
 
+mod listed;
+mod population;
+
+pub use listed::Listed;
+pub use population::{Population, consumers, population};
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -85,6 +91,10 @@ pub enum Change {
     Raise(u32),
     /// A random or given value in the word's place.
     Set(u32),
+    /// Saturating addition to the word as two's complement.
+    AddSigned(i32),
+    /// Saturating addition to the word as a number without sign.
+    AddUnsigned(i32),
 }
 
 impl Change {
@@ -96,6 +106,12 @@ impl Change {
             Self::Clear(m) => word & !m,
             Self::Raise(m) => word | m,
             Self::Set(v) => v,
+            Self::AddSigned(d) => {
+                let sign = 1i64 << (bits - 1);
+                let value = ((word & mask) as i64 ^ sign) - sign;
+                limit(value + d as i64, -sign, sign - 1) as u32
+            }
+            Self::AddUnsigned(d) => limit((word & mask) as i64 + d as i64, 0, mask as i64) as u32,
         }) & mask
     }
 
@@ -105,6 +121,19 @@ impl Change {
         (changed << (32 - bits)).cast_signed() >> (32 - bits)
     }
 }
+
+const fn limit(value: i64, low: i64, high: i64) -> i64 {
+    if value < low {
+        low
+    } else if value > high {
+        high
+    } else {
+        value
+    }
+}
+
+/// Bits that `mul` exposes per MAC of a [`crate::Op::MatMul`]: both zero points are subtracted.
+pub const MATMUL_PRODUCT_BITS: u32 = 17;
 
 /// One struck word. Strikes of a step are sorted by this type's order before they take effect; several strikes
 /// of one word act one after another in that order.
@@ -121,6 +150,18 @@ pub struct Strike {
     pub uses: u32,
     /// The change.
     pub change: Change,
+}
+
+impl Strike {
+    /// A strike that every consumer sees.
+    pub const fn new(site: Site, word: u64, change: Change) -> Self {
+        Self { site, word, first_use: 0, uses: u32::MAX, change }
+    }
+
+    /// Whether a consumer of the word sees the change; for `weight` and `act` of steps with products.
+    pub const fn is_seen_by(&self, consumer: u32) -> bool {
+        self.first_use <= consumer && consumer - self.first_use < self.uses
+    }
 }
 
 /// What the draws of one inference are keyed by, besides step, site and replica.
