@@ -3,4 +3,5 @@
 pub(crate) mod amx;
 pub(crate) mod avx512;
 pub(crate) mod bytes;
+pub(crate) mod delta;
 pub(crate) mod dot;
