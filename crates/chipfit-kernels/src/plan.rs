@@ -7,8 +7,6 @@
 //!
 //! Packed weights of a group of channels: `[block of lanes][four-byte group][lane][4 bytes]`.
 
-use std::ops::Range;
-
 use crate::buffer::Buffer;
 use crate::geometry::ConvGeometry;
 use crate::isa::Isa;
@@ -47,6 +45,9 @@ impl Element {
 /// The layout of the operands.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
+    pub(crate) geometry: ConvGeometry,
+    pub(crate) output: [usize; 2],
+    pub(crate) zero_point: u8,
     pub(crate) element: Element,
     /// Whether the caller's tensor is read in place, without a padded copy.
     pub(crate) in_place: bool,
@@ -56,7 +57,11 @@ pub(crate) struct Plan {
     pub(crate) pixel_pitch: usize,
     /// Columns of the source.
     pub(crate) columns: usize,
+    /// Runs as the inner loop reads them.
     pub(crate) runs: Vec<Run>,
+    /// Runs of the source that are gathered into one run beforehand, as byte offset and bytes; empty where the inner
+    /// loop reads the source itself.
+    pub(crate) gathered: Vec<(usize, usize)>,
     /// Bytes of the source between two groups' channels.
     pub(crate) group_pitch: usize,
     /// Output channels of one vector or tile.
@@ -81,6 +86,8 @@ pub(crate) struct Shape {
     pub(crate) fill: usize,
     /// Blocks are filled up to a multiple of so many.
     pub(crate) blocks: usize,
+    /// Whether all operands of a pixel are gathered into one run first.
+    pub(crate) gather: bool,
 }
 
 impl Shape {
@@ -94,25 +101,31 @@ impl Shape {
             Isa::AmxInt8 => (Element::Byte, 16, 64, 2),
             Isa::NeonDot => (Element::Signed, 4, 4, 1),
         };
-        Some(Self { element, lanes, fill, blocks })
+        Some(Self { element, lanes, fill, blocks, gather: false })
     }
 }
 
 impl Plan {
-    /// Lays out `weights` (OHWI rows) of a geometry whose output has `output_columns`.
-    pub(crate) fn new(geometry: &ConvGeometry, output_columns: usize, shape: Shape, weights: &[i8]) -> Self {
+    /// Lays out `weights` (OHWI rows) of a checked geometry with its output's extents.
+    pub(crate) fn new(
+        geometry: &ConvGeometry,
+        output: [usize; 2],
+        zero_point: u8,
+        shape: Shape,
+        weights: &[i8],
+    ) -> Self {
         let Shape { element, lanes, .. } = shape;
         let bytes = element.bytes();
         let channels = geometry.in_channels;
         let group_channels = channels / geometry.groups;
-        let columns = (output_columns - 1) * geometry.stride[1] + (geometry.kernel[1] - 1) * geometry.dilation[1] + 1;
+        let columns = (output[1] - 1) * geometry.stride[1] + (geometry.kernel[1] - 1) * geometry.dilation[1] + 1;
         let joined = geometry.groups == 1 && (geometry.dilation[1] == 1 || geometry.kernel[1] == 1);
         let length = if joined { geometry.kernel[1] * channels } else { group_channels };
         let in_place =
             element == Element::Byte && geometry.pads == [0; 4] && geometry.groups == 1 && length % shape.fill == 0;
         let row_pitch = if in_place { geometry.input[1] * channels } else { padded_pitch(columns * channels * bytes) };
         let taps = if joined { 1 } else { geometry.kernel[1] };
-        let runs: Vec<Run> = (0..geometry.kernel[0] * taps)
+        let mut runs: Vec<Run> = (0..geometry.kernel[0] * taps)
             .map(|index| {
                 let (row, tap) = (index / taps, index % taps);
                 Run {
@@ -123,27 +136,39 @@ impl Plan {
                 }
             })
             .collect();
+        let mut gathered = Vec::new();
+        if shape.gather {
+            gathered = runs.iter().map(|run| (run.offset, run.length * bytes)).collect();
+            let length = geometry.products();
+            let groups = (length * bytes).next_multiple_of(shape.fill) / 4;
+            runs = vec![Run { offset: 0, groups, first: 0, length }];
+        }
         let groups: usize = runs.iter().map(|run| run.groups).sum();
         let block_bytes = groups * lanes * 4;
         let blocks = (geometry.out_channels / geometry.groups).div_ceil(lanes).next_multiple_of(shape.blocks);
         let mut plan = Self {
+            geometry: geometry.clone(),
+            output,
+            zero_point,
             element,
             in_place,
             row_pitch,
             pixel_pitch: geometry.stride[1] * channels * bytes,
             columns,
             runs,
+            gathered,
             group_pitch: group_channels * bytes,
             lanes,
             blocks,
             block_bytes,
             weights: Buffer::zeros(geometry.groups * blocks * block_bytes),
         };
-        plan.pack(geometry, weights);
+        plan.pack(weights);
         plan
     }
 
-    fn pack(&mut self, geometry: &ConvGeometry, weights: &[i8]) {
+    fn pack(&mut self, weights: &[i8]) {
+        let geometry = &self.geometry;
         let group_outputs = geometry.out_channels / geometry.groups;
         let bytes = self.element.bytes();
         let per_group = 4 / bytes;
@@ -170,25 +195,25 @@ impl Plan {
     }
 
     /// Rows of the padded source that output rows need.
-    pub(crate) fn source_rows(geometry: &ConvGeometry, n_rows: usize) -> usize {
+    pub(crate) fn source_rows(&self, n_rows: usize) -> usize {
+        let geometry = &self.geometry;
         (n_rows - 1) * geometry.stride[0] + (geometry.kernel[0] - 1) * geometry.dilation[0] + 1
     }
 
-    /// Writes the padded copy of what output `rows` of one picture read; returns nothing, fills
-    /// `source_rows * row_pitch` bytes.
-    pub(crate) fn pad(
-        &self,
-        geometry: &ConvGeometry,
-        zero_point: u8,
-        picture: &[u8],
-        rows: Range<usize>,
-        source: &mut [u8],
-    ) {
+    /// Bytes of one input picture.
+    pub(crate) fn picture_bytes(&self) -> usize {
+        self.geometry.input[0] * self.geometry.input[1] * self.geometry.in_channels
+    }
+
+    /// Writes the padded copy of what output rows from `first_row` on read of one picture, as many as `source` holds.
+    pub(crate) fn pad(&self, picture: &[u8], first_row: usize, source: &mut [u8]) {
+        let Self { geometry, zero_point, .. } = self;
+        let zero_point = *zero_point;
         let [in_rows, in_columns] = geometry.input;
         let [top, left, ..] = geometry.pads;
         let channels = geometry.in_channels;
         let bytes = self.element.bytes();
-        let first = rows.start * geometry.stride[0];
+        let first = first_row * geometry.stride[0];
         // The copied columns, in the padded map.
         let from = left.min(self.columns);
         let to = (left + in_columns).min(self.columns);

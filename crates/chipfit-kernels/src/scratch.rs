@@ -14,8 +14,12 @@ pub struct Scratch {
     pub(crate) panel: Buffer,
     /// Accumulators of tiles.
     pub(crate) tile: Buffer,
-    /// Byte offset of each output row's, then of each output pixel's, first operand.
-    pub(crate) offsets: Vec<usize>,
+    /// Byte offset of each output row's first operand.
+    pub(crate) lines: Vec<usize>,
+    /// Byte offset of each output pixel's first operand.
+    pub(crate) pixels: Vec<usize>,
+    /// Tiles of a chunk: byte offset of the first operand, first output pixel.
+    pub(crate) places: Vec<(usize, usize)>,
 }
 
 impl Scratch {
@@ -26,6 +30,9 @@ impl Scratch {
 
     /// Bytes it holds now.
     pub fn bytes(&self) -> usize {
-        self.source.bytes() + self.panel.bytes() + self.tile.bytes() + self.offsets.capacity() * size_of::<usize>()
+        self.source.bytes()
+            + self.panel.bytes()
+            + self.tile.bytes()
+            + (self.lines.capacity() + self.pixels.capacity() + 2 * self.places.capacity()) * size_of::<usize>()
     }
 }

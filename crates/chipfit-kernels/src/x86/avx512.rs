@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::conv::{BlockJob, BlockKernel, BlockSet};
+use crate::drive::{BlockJob, BlockKernel, BlockSet};
 use crate::finish::{Finish, Target, Tile};
 use crate::requantize::Requantize;
 
@@ -165,4 +165,16 @@ fn load(mask: __mmask16, from: &[i32]) -> __m512i {
     assert!(from.len() >= mask.count_ones() as usize, "a value per lane");
     // SAFETY: the slice holds every lane of the mask.
     unsafe { _mm512_maskz_loadu_epi32(mask, from.as_ptr()) }
+}
+
+/// Copies `bytes` bytes in whole lines of 64.
+///
+/// # Safety
+/// AVX-512 F is available; `bytes`, rounded up to whole lines, may be read from `from` and written to `to`.
+#[target_feature(enable = "avx512f")]
+pub(crate) unsafe fn copy_lines(from: *const u8, to: *mut u8, bytes: usize) {
+    for at in (0..bytes).step_by(64) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_storeu_si512(to.add(at).cast(), _mm512_loadu_si512(from.add(at).cast())) };
+    }
 }
