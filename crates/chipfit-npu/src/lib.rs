@@ -14,6 +14,7 @@ pub mod machine;
 pub mod processor;
 pub mod program;
 pub mod protection;
+pub mod simulator;
 pub mod testing;
 pub mod twin;
 
@@ -22,3 +23,4 @@ pub use machine::Machine;
 pub use processor::{Batch, Processor, ProcessorError, Request, TensorDelta, Trace};
 pub use program::{Op, Program, Step, StepId, Tensor, TensorId};
 pub use protection::{Protection, Vote};
+pub use simulator::{Simulator, SimulatorOptions};

@@ -273,7 +273,7 @@ impl Unit<'_> {
 }
 
 /// The formulas of the steps without products; faults have no place inside them.
-fn fault_free(program: &Program, step: &Step, inputs: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn fault_free(program: &Program, step: &Step, inputs: &[&[u8]]) -> Vec<u8> {
     let _ = program;
     match &step.op {
         Op::Table(table) => inputs[0].iter().map(|&byte| table[usize::from(byte)]).collect(),
