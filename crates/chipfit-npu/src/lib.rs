@@ -10,7 +10,10 @@
 #![forbid(unsafe_code)]
 
 pub mod faults;
+pub mod lower;
 pub mod machine;
+pub mod onnxruntime;
+pub mod ops;
 pub mod processor;
 pub mod program;
 pub mod protection;

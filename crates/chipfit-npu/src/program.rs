@@ -16,6 +16,11 @@ use std::collections::BTreeMap;
 
 pub use chipfit_kernels::ConvGeometry;
 
+pub use crate::ops::FloatStep;
+
+/// How the names of tensors begin that the model does not have: where one node of the model takes several steps.
+pub const INTERNAL: &str = "chipfit:";
+
 /// Index of a tensor in [`Program::tensors`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TensorId(pub usize);
@@ -49,6 +54,11 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// Whether the model has no such tensor: a step between two steps of one node.
+    pub fn is_internal(&self) -> bool {
+        self.name.starts_with(INTERNAL)
+    }
+
     /// Number of elements of one picture.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
@@ -217,6 +227,10 @@ pub enum Op {
         /// Biased byte for [`Source::Fill`].
         fill: u8,
     },
+    /// A constant operand of Add, Mul, Concat or MatMul: its bytes in the output tensor's layout. No inputs.
+    Constant(Vec<u8>),
+    /// A piece of the model kept in float (`float_fallback`): dequantise, evaluate, quantise.
+    Float(Box<FloatStep>),
 }
 
 /// One node of the model, with what was fused into it.
@@ -253,6 +267,8 @@ pub struct Program {
     pub(crate) head: Head,
     /// Name and shape (without the batch) of the model's float input.
     pub(crate) input_name: String,
+    /// What the lowering did that the user should know.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Program {
@@ -284,6 +300,11 @@ impl Program {
     /// Name of the model's float input.
     pub fn input_name(&self) -> &str {
         &self.input_name
+    }
+
+    /// What the lowering did that the user should know: nodes kept in float, biases quantised, outputs left out.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// A tensor. Panics when `id` is another program's.

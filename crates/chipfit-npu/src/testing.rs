@@ -223,6 +223,7 @@ impl Builder {
             input: TensorId(0),
             head: Head::Dequantize,
             input_name: "input".to_owned(),
+            warnings: Vec::new(),
         }
     }
 }
