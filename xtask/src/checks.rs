@@ -11,10 +11,11 @@ use crate::setup::{data, venv};
 use crate::shell::{Repo, output, run, works};
 
 /// Our crates and which of ours each may link, directly or not (ARCHITECTURE.md). A crate that is not here fails.
-const ARROWS: [(&str, &[&str]); 4] = [
+const ARROWS: [(&str, &[&str]); 5] = [
     ("chipfit-model", &[]),
     ("chipfit-deconv", &["chipfit-model"]),
     ("chipfit-run", &["chipfit-model"]),
+    ("chipfit-quantize", &["chipfit-model", "chipfit-run"]),
     ("chipfit", &["chipfit-model", "chipfit-deconv", "chipfit-run"]),
 ];
 
