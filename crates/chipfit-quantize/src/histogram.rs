@@ -41,8 +41,9 @@ impl Histogram {
         // Zeros are in no bin, but 0 is an end of every range. A bin that saturates is found again when it fits.
         let ends = |halvings: i32| {
             let exponent = self.exponent.saturating_add(halvings);
-            let low = bin(least, exponent).min(self.first >> halvings).min(0);
-            (low, bin(most, exponent).max(last >> halvings))
+            let shift = halvings.min(63);
+            let low = bin(least, exponent).min(self.first >> shift).min(0);
+            (low, bin(most, exponent).max(last >> shift))
         };
         let (mut low, mut high) = ends(0);
         while high.saturating_sub(low) >= MAX_BINS {
@@ -72,7 +73,7 @@ impl Histogram {
         }
         let mut next = vec![0; length];
         for (offset, &count) in (0i64..).zip(&self.counts) {
-            let place = (self.first.saturating_add(offset) >> halvings) - low;
+            let place = (self.first.saturating_add(offset) >> halvings.min(63)) - low;
             if let Some(slot) = usize::try_from(place).ok().and_then(|p| next.get_mut(p)) {
                 *slot += count;
             }
