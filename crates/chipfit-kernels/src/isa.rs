@@ -147,12 +147,18 @@ mod amx {
 
     /// Whether processor, operating system and this process's permission allow int8 tiles; asks for the permission.
     pub(super) fn is_granted() -> bool {
-        if __cpuid_count(0, 0).eax < 0x1d || __cpuid_count(7, 0).edx & TILE_AND_INT8 != TILE_AND_INT8 {
+        let leaves = __cpuid_count(0, 0).eax;
+        if leaves < 7 || __cpuid_count(7, 0).edx & TILE_AND_INT8 != TILE_AND_INT8 {
             return false;
         }
-        // Palette 1 as it is documented: 8 tiles of 16 rows by 64 bytes.
-        let palette = __cpuid_count(0x1d, 1);
-        if palette.ebx != (8 << 16 | 64) || palette.ecx & 0xffff != 16 || !is_x86_feature_detected!("xsave") {
+        // Palette 1 as it is documented: 8 tiles of 16 rows by 64 bytes. Some hypervisors hide the leaf that tells.
+        if leaves >= 0x1d {
+            let palette = __cpuid_count(0x1d, 1);
+            if palette.ebx != (8 << 16 | 64) || palette.ecx & 0xffff != 16 {
+                return false;
+            }
+        }
+        if !is_x86_feature_detected!("xsave") {
             return false;
         }
         // SAFETY: `xsave` was detected, which implies that the operating system has enabled XGETBV.
