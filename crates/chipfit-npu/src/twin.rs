@@ -33,7 +33,7 @@ pub use rescale::requantise;
 
 use crate::faults::{DrawKey, Site, Strike, StrikeSource};
 use crate::machine::Machine;
-use crate::program::{Op, Program, Source, Step, StepId, Tensor};
+use crate::program::{Op, Program, Step, StepId, Tensor};
 use crate::protection::{Protection, Vote};
 use operands::Operands;
 
@@ -251,18 +251,19 @@ impl Unit<'_> {
     /// A step without products: `act` strikes of its first input, the fault-free formula, `out` strikes.
     /// Every consumer sees a struck input word, whatever the strike's uses.
     fn other_step(&self, inputs: &[&[u8]], strikes: &StepStrikes) -> Vec<u8> {
-        let first = self.program.tensor(self.step.inputs[0]);
-        let struck: Vec<u8> = inputs[0]
-            .iter()
-            .enumerate()
-            .map(|(index, &byte)| {
+        let struck: Option<Vec<u8>> = self.step.inputs.first().map(|&id| {
+            let first = self.program.tensor(id);
+            let seen = |(index, &byte): (usize, &u8)| {
                 let strikes = at(strikes.buffers(), Site::Act, index);
                 let word = strikes.iter().fold(u32::from(first.to_word(byte)), |w, s| s.change.apply(w, 8));
                 first.from_word(word as u8)
-            })
-            .collect();
+            };
+            inputs[0].iter().enumerate().map(seen).collect()
+        });
         let mut inputs = inputs.to_vec();
-        inputs[0] = &struck;
+        if let Some(struck) = &struck {
+            inputs[0] = struck;
+        }
         let clean = fault_free(self.program, self.step, &inputs);
         let store = |output: usize, byte: u8| match (self.is_protected(output), self.vote) {
             (false, _) | (true, Vote::Accumulator) => strikes.one(0).struck_byte(self.output_tensor(), byte, output),
@@ -272,18 +273,10 @@ impl Unit<'_> {
     }
 }
 
-/// The formulas of the steps without products; faults have no place inside them.
+/// The formulas of the steps without products ([`crate::ops`]); faults have no place inside them.
+///
+/// # Panics
+/// When the engine of a node kept in float fails.
 pub(crate) fn fault_free(program: &Program, step: &Step, inputs: &[&[u8]]) -> Vec<u8> {
-    let _ = program;
-    match &step.op {
-        Op::Table(table) => inputs[0].iter().map(|&byte| table[usize::from(byte)]).collect(),
-        Op::Move { sources, fill } => sources
-            .iter()
-            .map(|source| match *source {
-                Source::Byte(index) => inputs[0][index as usize],
-                Source::Fill => *fill,
-            })
-            .collect(),
-        _ => panic!("step '{}' ({}) has no formula here", step.name, step.op_type),
-    }
+    crate::ops::execute(program, step, inputs).unwrap_or_else(|error| panic!("{error}"))
 }
