@@ -15,11 +15,28 @@
 //! | `weight` | weights | index into `Linear::weights` | 8 |
 //! | `act` | elements of the step's first input | index into it | 8 |
 
+mod counts;
+mod error;
+pub mod file;
+mod generator;
 mod listed;
+mod model;
 mod population;
+mod positions;
+mod report;
+mod resolve;
+mod rules;
+pub(crate) mod select;
+#[cfg(test)]
+mod tests;
+mod words;
 
+pub use error::FaultsError;
+pub use file::FaultsFile;
 pub use listed::Listed;
+pub use model::Faults;
 pub use population::{Population, consumers, population};
+pub use report::{Expected, ExpectedFaults};
 
 use std::fmt;
 use std::str::FromStr;

@@ -53,7 +53,7 @@ pub fn consumers(program: &Program, step: StepId, site: Site, word: u64) -> Opti
 }
 
 /// Outputs whose window covers an input element: rows x columns x output channels of its group.
-fn readers(geometry: &ConvGeometry, element: usize) -> usize {
+pub(super) fn readers(geometry: &ConvGeometry, element: usize) -> usize {
     let pixel = element / geometry.in_channels.max(1);
     let place = [pixel / geometry.input[1].max(1), pixel % geometry.input[1].max(1)];
     let outputs = geometry.output();
