@@ -37,7 +37,7 @@ pub use error::KernelError;
 pub use geometry::ConvGeometry;
 pub use isa::Isa;
 pub use output::OutputBlock;
-pub use patch::dot;
+pub use patch::{centered_dot, dot};
 pub use pool::{Pool, sum_positions};
 pub use requantize::{Fixed, Requantize, Rescale};
 pub use scratch::Scratch;

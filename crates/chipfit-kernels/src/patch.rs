@@ -12,8 +12,13 @@ pub fn dot(x: &[u8], w: &[i8]) -> i32 {
     centered_dot(Isa::best(), 0, x, w)
 }
 
-/// `sum (x_i - zero_point) * w_i`, wrapping, on an available instruction set.
-fn centered_dot(isa: Isa, zero_point: u8, x: &[u8], w: &[i8]) -> i32 {
+/// `sum (x_i - zero_point) * w_i`, wrapping.
+///
+/// An instruction set that this machine lacks is replaced by the scalar loop.
+///
+/// # Panics
+/// If the slices differ in length.
+pub fn centered_dot(isa: Isa, zero_point: u8, x: &[u8], w: &[i8]) -> i32 {
     assert_eq!(x.len(), w.len(), "a dot product takes slices of one length");
     #[cfg(target_arch = "x86_64")]
     if x.len() >= 16 {

@@ -4,6 +4,9 @@
 //! matrix products with constants and between activations, both integer types, weight zero points and both forms
 //! of requantization.
 
+pub mod graphs;
+pub mod networks;
+
 use crate::faults::{Change, Site, Strike};
 use crate::machine::Machine;
 use crate::program::{

@@ -64,6 +64,11 @@ impl Addition {
         Self { words: [a.word, b.word, y.word], ratios, fixed, swapped: false }
     }
 
+    /// The ratios `r_a` and `r_b`, `fixed`, and whether the operands change places, for a vector loop.
+    pub fn terms(&self) -> ([f32; 2], f32, bool) {
+        (self.ratios, self.fixed, self.swapped)
+    }
+
     /// The sum's biased byte.
     pub fn apply(&self, a: u8, b: u8) -> u8 {
         let (a, b) = if self.swapped { (b, a) } else { (a, b) };

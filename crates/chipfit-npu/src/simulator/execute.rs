@@ -254,11 +254,7 @@ impl Plan {
                 }
                 Ok(())
             }
-            StepKernel::Copy => {
-                out.copy_from_slice(inputs[0]);
-                Ok(())
-            }
-            StepKernel::Plain => run_plain(&self.program, step, inputs, out).map_err(|e| fail(e.to_string())),
+            other => run_plain(self.isa, &self.program, step, other, inputs, out).map_err(fail),
         }
     }
 

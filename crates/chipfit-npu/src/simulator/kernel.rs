@@ -2,9 +2,12 @@
 //!
 //! Promises: fault-free bytes equal to those of the twin; nothing here knows of faults.
 
-use chipfit_kernels::{Conv, Fixed, Isa, KernelError, OutputBlock, Requantize, Scratch};
+use chipfit_kernels::{Add, Conv, Fixed, Isa, KernelError, OutputBlock, Pool, Requantize, Rounding, Scratch};
+use chipfit_kernels::{lookup, sum_positions};
 
-use crate::program::{ConvGeometry, Linear, Op, Program, Rescale, Source, Step};
+use crate::ops;
+use crate::ops::formula::{Addition, Pooling};
+use crate::program::{ConvGeometry, Linear, Op, Program, Rescale, Source, Step, Word};
 
 /// How an accumulator becomes a byte, in the kernels' terms.
 #[derive(Clone, Debug)]
@@ -186,27 +189,89 @@ pub(crate) enum StepKernel {
     Linear(Box<LinearKernel>),
     /// Products of two activations, with plain loops.
     MatMul(Box<Finish>),
+    /// Sum of two unsigned tensors of one shape; the operands change places where the flag says so.
+    Add { add: Add, is_swapped: bool },
+    /// A function of two bytes of tensors of one shape: the output of `a`, `b` at `256 * a + b`.
+    Pairs(Box<[u8]>),
+    /// A function of one byte.
+    Table(Box<[u8; 256]>),
+    MaxPool(Pool),
+    GlobalAveragePool(Pooling),
     /// A Move that keeps every byte in its place.
     Copy,
+    /// Channels of several channels-last maps beside each other: channels and table of each input.
+    ConcatChannels(Vec<(usize, Option<Box<[u8; 256]>>)>),
     /// The executor of `ops`, picture by picture.
     Plain,
 }
 
+/// From so many elements on, a table of all pairs of bytes is worth its making.
+const PAIRS_PAY: usize = 1 << 14;
+
 impl StepKernel {
     /// Prepares a step.
     pub(crate) fn new(isa: Isa, program: &Program, step: &Step) -> Result<Self, KernelError> {
-        let zero_point = |at: usize| step.inputs.get(at).map_or(0, |&id| program.tensor(id).zero_point);
+        let tensor = |at: usize| step.inputs.get(at).map(|&id| program.tensor(id));
+        let zero_point = |at: usize| tensor(at).map_or(0, |tensor| tensor.zero_point);
         let output = program.tensor(step.output);
         Ok(match &step.op {
             Op::Linear(linear) => {
                 Self::Linear(Box::new(LinearKernel::new(isa, linear, [zero_point(0), output.zero_point])?))
             }
             Op::MatMul(product) => Self::MatMul(Box::new(Finish::new(&product.rescale, output.zero_point, 0, u8::MAX))),
+            Op::Add => match (tensor(0), tensor(1)) {
+                (Some(a), Some(b)) if a.shape == output.shape && b.shape == output.shape => {
+                    let addition = Addition::of(a, b, output);
+                    let is_unsigned = [a, b, output].into_iter().all(|tensor| tensor.word == Word::Unsigned);
+                    match is_unsigned {
+                        true => {
+                            // The formula rounds the second operand's product into the constant first.
+                            let ([a, b], fixed, is_swapped) = addition.terms();
+                            let rounding = Rounding::Fused;
+                            Self::Add { add: Add { left: b, right: a, fixed, low: 0, high: 255, rounding }, is_swapped }
+                        }
+                        false if output.elements() >= PAIRS_PAY => {
+                            let pairs = (0..=u16::MAX).map(|pair| addition.apply((pair >> 8) as u8, pair as u8));
+                            Self::Pairs(pairs.collect())
+                        }
+                        false => Self::Plain,
+                    }
+                }
+                _ => Self::Plain,
+            },
+            Op::Table(table) => Self::Table(table.clone()),
+            Op::MaxPool(window) => {
+                let Some(input) = tensor(0) else { return Ok(Self::Plain) };
+                let (map, channels) = ops::map(input);
+                let pool = Pool {
+                    input: map,
+                    channels,
+                    kernel: window.kernel,
+                    stride: window.stride,
+                    dilation: window.dilation,
+                    pads: window.pads,
+                };
+                let (wanted, _) = ops::map(output);
+                if pool.output() == Ok(wanted) { Self::MaxPool(pool) } else { Self::Plain }
+            }
+            Op::GlobalAveragePool => {
+                let Some(input) = tensor(0) else { return Ok(Self::Plain) };
+                let positions = input.elements() / input.channels().max(1);
+                // The kernel sums in 32 bits.
+                if positions > 1 << 23 {
+                    return Ok(Self::Plain);
+                }
+                Self::GlobalAveragePool(Pooling::new(input, output, positions))
+            }
             Op::Move { sources, .. }
-                if sources.len() == program.tensor(step.inputs[0]).elements()
+                if sources.len() == tensor(0).map_or(0, |tensor| tensor.elements())
                     && sources.iter().zip(0..).all(|(source, at)| *source == Source::Byte(at)) =>
             {
                 Self::Copy
+            }
+            Op::Concat { axis: 0, tables } => {
+                let channels = step.inputs.iter().map(|&id| program.tensor(id).channels());
+                Self::ConcatChannels(channels.zip(tables.iter().cloned()).collect())
             }
             _ => Self::Plain,
         })
@@ -216,25 +281,77 @@ impl StepKernel {
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Linear(kernel) => kernel.bytes(),
+            Self::Pairs(pairs) => pairs.len(),
             _ => 0,
         }
     }
 }
 
 /// A step without products, for the pictures of its inputs.
-pub(crate) fn run_plain(program: &Program, step: &Step, inputs: &[&[u8]], out: &mut [u8]) -> Result<(), String> {
-    let elements = program.tensor(step.output).elements();
-    for (picture, out) in out.chunks_exact_mut(elements.max(1)).enumerate() {
-        let of_picture: Vec<&[u8]> = step
-            .inputs
-            .iter()
-            .zip(inputs)
-            .map(|(&id, bytes)| {
-                let length = program.tensor(id).elements();
-                &bytes[picture * length..(picture + 1) * length]
-            })
-            .collect();
-        out.copy_from_slice(&crate::twin::fault_free(program, step, &of_picture));
+pub(crate) fn run_plain(
+    isa: Isa,
+    program: &Program,
+    step: &Step,
+    kernel: &StepKernel,
+    inputs: &[&[u8]],
+    out: &mut [u8],
+) -> Result<(), String> {
+    let in_elements = |at: usize| step.inputs.get(at).map_or(0, |&id| program.tensor(id).elements()).max(1);
+    let out_elements = program.tensor(step.output).elements().max(1);
+    match kernel {
+        StepKernel::Copy => out.copy_from_slice(inputs[0]),
+        StepKernel::Table(table) => lookup(isa, table, inputs[0], out).map_err(|error| error.to_string())?,
+        StepKernel::Add { add, is_swapped } => {
+            // The kernel's left operand is the one that is rounded into the constant first.
+            let [a, b] = if *is_swapped { [inputs[0], inputs[1]] } else { [inputs[1], inputs[0]] };
+            add.run(isa, a, b, out).map_err(|error| error.to_string())?;
+        }
+        StepKernel::Pairs(pairs) => {
+            for (out, (&a, &b)) in out.iter_mut().zip(inputs[0].iter().zip(inputs[1])) {
+                *out = pairs[usize::from(a) << 8 | usize::from(b)];
+            }
+        }
+        StepKernel::MaxPool(pool) => {
+            let rows = ops::map(program.tensor(step.output)).0[0];
+            for (input, out) in inputs[0].chunks_exact(in_elements(0)).zip(out.chunks_exact_mut(out_elements)) {
+                pool.max(isa, input, 0..rows, out).map_err(|error| error.to_string())?;
+            }
+        }
+        StepKernel::GlobalAveragePool(pooling) => {
+            let mut sums = vec![0; out_elements];
+            for (input, out) in inputs[0].chunks_exact(in_elements(0)).zip(out.chunks_exact_mut(out_elements)) {
+                sum_positions(isa, input, &mut sums).map_err(|error| error.to_string())?;
+                for (byte, &sum) in out.iter_mut().zip(&sums) {
+                    *byte = pooling.apply(u64::from(sum.cast_unsigned()));
+                }
+            }
+        }
+        StepKernel::ConcatChannels(parts) => {
+            let pitch: usize = parts.iter().map(|(channels, _)| channels).sum();
+            let mut first = 0;
+            for ((channels, table), input) in parts.iter().zip(inputs) {
+                let positions = input.chunks_exact((*channels).max(1));
+                for (position, out) in positions.zip(out.chunks_exact_mut(pitch.max(1))) {
+                    let out = &mut out[first..first + channels];
+                    match table {
+                        Some(table) => lookup(isa, table, position, out).map_err(|error| error.to_string())?,
+                        None => out.copy_from_slice(position),
+                    }
+                }
+                first += channels;
+            }
+        }
+        StepKernel::Plain | StepKernel::Linear(_) | StepKernel::MatMul(_) => {
+            for (picture, out) in out.chunks_exact_mut(out_elements).enumerate() {
+                let of_picture: Vec<&[u8]> = inputs
+                    .iter()
+                    .enumerate()
+                    .map(|(at, bytes)| &bytes[picture * in_elements(at)..(picture + 1) * in_elements(at)])
+                    .collect();
+                let bytes = ops::execute(program, step, &of_picture).map_err(|error| error.to_string())?;
+                out.copy_from_slice(&bytes);
+            }
+        }
     }
     Ok(())
 }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use chipfit_kernels::Isa;
+use chipfit_kernels::{Isa, centered_dot};
 
 use crate::program::{ConvGeometry, Linear};
 
@@ -211,8 +211,11 @@ impl Products for Pairs<'_> {
 }
 
 /// `sum of (x - zero_point) * (w - weight_zero_point)`, wrapping.
-fn dot(_isa: Isa, activations: &[u8], zero_point: u8, weights: &[i8], weight_zero_point: i32) -> i32 {
-    activations.iter().zip(weights).fold(0_i32, |sum, (&x, &w)| {
-        sum.wrapping_add((i32::from(x) - i32::from(zero_point)) * (i32::from(w) - weight_zero_point))
-    })
+fn dot(isa: Isa, activations: &[u8], zero_point: u8, weights: &[i8], weight_zero_point: i32) -> i32 {
+    let symmetric = centered_dot(isa, zero_point, activations, weights);
+    if weight_zero_point == 0 {
+        return symmetric;
+    }
+    let sum = activations.iter().fold(0_i32, |sum, &x| sum.wrapping_add(i32::from(x) - i32::from(zero_point)));
+    symmetric.wrapping_sub(weight_zero_point.wrapping_mul(sum))
 }

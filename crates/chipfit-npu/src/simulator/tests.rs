@@ -103,7 +103,7 @@ proptest! {
         seed: u64, most in 0usize..40, lanes in 1u32..6, count in 1usize..6, threads in 1usize..4, chunk in 1usize..4,
         isa in 0usize..6,
     ) {
-        let program = testing::program(seed);
+        let program = if seed % 2 == 0 { testing::program(seed) } else { testing::graphs::graph(seed) };
         let machine = machine(lanes);
         let protection = protection(&program, seed);
         let source = Arc::new(Scattered { program: program.clone(), machine, seed, most });
@@ -126,7 +126,7 @@ proptest! {
 
     #[test]
     fn a_batch_is_its_pictures(seed: u64, most in 0usize..20) {
-        let program = testing::program(seed);
+        let program = testing::graphs::graph(seed);
         let source = Arc::new(Scattered { program: program.clone(), machine: Machine::default(), seed, most });
         let pictures: Vec<u64> = (0..7).collect();
         let input: Vec<u8> = pictures.iter().flat_map(|&at| testing::picture(&program, seed ^ at)).collect();
