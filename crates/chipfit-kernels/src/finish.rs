@@ -1,12 +1,10 @@
-//! From a tile of raw sums to outputs: bias, requantization, store.
+//! From a tile of accumulators to outputs: requantization, store.
 
 use crate::requantize::{Fixed, Requantize, Rescale};
 
 /// What becomes of an accumulator, and where it goes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Finish<'a> {
-    /// Per output channel, zero points folded in.
-    pub(crate) bias: &'a [i32],
     /// Element 0 of output pixel 0, channel 0.
     pub(crate) target: Target<'a>,
     /// Elements between two pixels of the output.
@@ -30,7 +28,7 @@ impl<'a> Target<'a> {
     }
 }
 
-/// A rectangle of raw sums: `pixels` rows of `channels`, `pitch` apart.
+/// A rectangle of accumulators: `pixels` rows of `channels`, `pitch` apart.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tile {
     pub(crate) sums: *const i32,
@@ -48,15 +46,15 @@ impl Finish<'_> {
     ///
     /// # Safety
     /// `tile.sums` holds the rectangle; the target holds every pixel and channel of it, the caller alone writes them,
-    /// and bias and multipliers cover the channels.
+    /// and multipliers cover the channels.
     pub(crate) unsafe fn scalar(&self, tile: Tile) {
         for pixel in 0..tile.pixels {
             for index in 0..tile.channels {
                 let channel = tile.channel + index;
                 // SAFETY: inside the rectangle.
-                let raw = unsafe { tile.sums.add(pixel * tile.pitch + index).read() };
+                let sum = unsafe { tile.sums.add(pixel * tile.pitch + index).read() };
                 // SAFETY: the caller's promise covers this pixel and channel.
-                unsafe { self.store(raw.wrapping_add(self.bias[channel]), tile.pixel + pixel, channel) };
+                unsafe { self.store(sum, tile.pixel + pixel, channel) };
             }
         }
     }
