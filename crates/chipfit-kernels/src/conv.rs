@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use crate::depthwise::{self, DepthPlan};
 use crate::drive::{self, BlockSet, Call};
 use crate::error::{KernelError, check_length};
 use crate::finish::{Finish, Target};
@@ -37,6 +38,7 @@ pub struct Conv {
 enum Engine {
     Scalar,
     Blocks(Plan, BlockSet),
+    Depthwise(DepthPlan),
     #[cfg(target_arch = "x86_64")]
     Tiles(crate::x86::amx::TilePlan),
 }
@@ -113,6 +115,7 @@ impl Conv {
         let packed = match &self.engine {
             Engine::Scalar => 0,
             Engine::Blocks(plan, _) => plan.bytes(),
+            Engine::Depthwise(depth) => depth.bytes(),
             #[cfg(target_arch = "x86_64")]
             Engine::Tiles(tiles) => tiles.plan.bytes(),
         };
@@ -123,6 +126,7 @@ impl Conv {
     pub fn channel_step(&self) -> usize {
         match &self.engine {
             Engine::Scalar => 1,
+            Engine::Depthwise(_) => depthwise::LANES,
             Engine::Blocks(..) if self.geometry.groups > 1 => self.geometry.out_channels / self.geometry.groups,
             Engine::Blocks(plan, set) => plan.lanes * set.blocks,
             #[cfg(target_arch = "x86_64")]
@@ -245,6 +249,8 @@ impl Conv {
             Engine::Scalar => unsafe { self.execute_scalar(call) },
             // SAFETY: the caller's promise; the instruction set was checked when the plan was made.
             Engine::Blocks(plan, set) => unsafe { drive::blocks(plan, set, call, scratch) },
+            // SAFETY: likewise.
+            Engine::Depthwise(depth) => unsafe { depth.execute(call, scratch) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: likewise.
             Engine::Tiles(tiles) => unsafe { tiles.execute(call, scratch) },
@@ -283,6 +289,13 @@ impl Engine {
         weights: &[i8],
         bias: &[i32],
     ) -> Self {
+        if isa != Isa::Scalar
+            && geometry.groups > 1
+            && geometry.in_channels == geometry.groups
+            && geometry.out_channels == geometry.groups
+        {
+            return Self::Depthwise(DepthPlan::new(isa, geometry, output, zero_point, weights, bias));
+        }
         #[cfg(target_arch = "x86_64")]
         if isa == Isa::AmxInt8 && geometry.groups == 1 {
             let plan = crate::x86::amx::TilePlan::new(geometry, output, zero_point, weights, bias);
@@ -296,11 +309,14 @@ impl Engine {
     }
 }
 
-/// The block loops of an available instruction set.
+/// The block loops of an available instruction set; none for scalar.
 fn block_set(isa: Isa) -> Option<BlockSet> {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512Vnni {
-        return Some(crate::x86::avx512::BLOCKS);
+    match isa {
+        Isa::Avx512Vnni => return Some(crate::x86::avx512::BLOCKS),
+        Isa::AvxVnni => return Some(crate::x86::avx2::VNNI_BLOCKS),
+        Isa::Avx2 => return Some(crate::x86::avx2::BLOCKS),
+        _ => {}
     }
     let _ = isa;
     None

@@ -48,6 +48,16 @@ impl Finish<'_> {
     /// `tile.sums` holds the rectangle; the target holds every pixel and channel of it, the caller alone writes them,
     /// and multipliers cover the channels.
     pub(crate) unsafe fn scalar(&self, tile: Tile) {
+        if let Target::Sums(start) = self.target {
+            for pixel in 0..tile.pixels {
+                // SAFETY: a row of the rectangle, and the target's channels of one pixel; they are different memory.
+                unsafe {
+                    let to = start.add((tile.pixel + pixel) * self.pitch + tile.channel);
+                    tile.sums.add(pixel * tile.pitch).copy_to_nonoverlapping(to, tile.channels);
+                }
+            }
+            return;
+        }
         for pixel in 0..tile.pixels {
             for index in 0..tile.channels {
                 let channel = tile.channel + index;

@@ -14,6 +14,7 @@
 
 mod buffer;
 mod conv;
+mod depthwise;
 mod drive;
 mod elementwise;
 mod error;

@@ -117,6 +117,16 @@ impl Plan {
         weights: &[i8],
         bias: &[i32],
     ) -> Self {
+        let mut plan = Self::layout(geometry, output, zero_point, shape);
+        plan.weights = Buffer::zeros(geometry.groups * plan.blocks * plan.block_bytes);
+        plan.bias = vec![0; geometry.groups * plan.blocks * plan.lanes];
+        plan.pack(weights);
+        plan.fold(weights, bias);
+        plan
+    }
+
+    /// The layout without weights.
+    pub(crate) fn layout(geometry: &ConvGeometry, output: [usize; 2], zero_point: u8, shape: Shape) -> Self {
         let Shape { element, lanes, .. } = shape;
         let bytes = element.bytes();
         let channels = geometry.in_channels;
@@ -152,7 +162,7 @@ impl Plan {
         let groups: usize = runs.iter().map(|run| run.groups).sum();
         let block_bytes = groups * lanes * 4;
         let blocks = (geometry.out_channels / geometry.groups).div_ceil(lanes).next_multiple_of(shape.blocks);
-        let mut plan = Self {
+        Self {
             geometry: geometry.clone(),
             output,
             zero_point,
@@ -167,12 +177,9 @@ impl Plan {
             lanes,
             blocks,
             block_bytes,
-            weights: Buffer::zeros(geometry.groups * blocks * block_bytes),
-            bias: vec![0; geometry.groups * blocks * lanes],
-        };
-        plan.pack(weights);
-        plan.fold(weights, bias);
-        plan
+            weights: Buffer::default(),
+            bias: Vec::new(),
+        }
     }
 
     fn pack(&mut self, weights: &[i8]) {
