@@ -318,6 +318,10 @@ fn block_set(isa: Isa) -> Option<BlockSet> {
         Isa::Avx2 => return Some(crate::x86::avx2::BLOCKS),
         _ => {}
     }
+    #[cfg(target_arch = "aarch64")]
+    if isa == Isa::NeonDot {
+        return Some(crate::arm::BLOCKS);
+    }
     let _ = isa;
     None
 }

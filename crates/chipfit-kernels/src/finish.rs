@@ -58,6 +58,23 @@ impl Finish<'_> {
             }
             return;
         }
+        if let Target::Float(start, float) = self.target {
+            let multipliers = &float.multipliers[tile.channel..][..tile.channels];
+            for pixel in 0..tile.pixels {
+                // SAFETY: a row of the rectangle, and the target's channels of one pixel; they are different memory.
+                let (sums, to) = unsafe {
+                    let to = start.add((tile.pixel + pixel) * self.pitch + tile.channel);
+                    (
+                        std::slice::from_raw_parts(tile.sums.add(pixel * tile.pitch), tile.channels),
+                        std::slice::from_raw_parts_mut(to, tile.channels),
+                    )
+                };
+                for ((to, &sum), &multiplier) in to.iter_mut().zip(sums).zip(multipliers) {
+                    *to = float.scale(multiplier, sum);
+                }
+            }
+            return;
+        }
         for pixel in 0..tile.pixels {
             for index in 0..tile.channels {
                 let channel = tile.channel + index;
