@@ -11,13 +11,30 @@ use crate::setup::{data, venv};
 use crate::shell::{Repo, output, run, works};
 
 /// Our crates and which of ours each may link, directly or not (ARCHITECTURE.md). A crate that is not here fails.
-const ARROWS: [(&str, &[&str]); 6] = [
+const ARROWS: &[(&str, &[&str])] = &[
     ("chipfit-model", &[]),
     ("chipfit-data", &[]),
+    ("chipfit-kernels", &[]),
+    ("chipfit-report", &[]),
     ("chipfit-deconv", &["chipfit-model"]),
     ("chipfit-run", &["chipfit-model"]),
     ("chipfit-quantize", &["chipfit-model", "chipfit-run"]),
-    ("chipfit", &["chipfit-model", "chipfit-data", "chipfit-deconv", "chipfit-quantize", "chipfit-run"]),
+    ("chipfit-npu", &["chipfit-model", "chipfit-deconv", "chipfit-kernels", "chipfit-run"]),
+    ("chipfit-campaign", &["chipfit-model", "chipfit-deconv", "chipfit-kernels", "chipfit-run", "chipfit-npu"]),
+    (
+        "chipfit",
+        &[
+            "chipfit-model",
+            "chipfit-data",
+            "chipfit-kernels",
+            "chipfit-report",
+            "chipfit-deconv",
+            "chipfit-run",
+            "chipfit-quantize",
+            "chipfit-npu",
+            "chipfit-campaign",
+        ],
+    ),
 ];
 
 /// The oracle scripts of tests/python; each prints `N passed, N failed` and exits with 1 when one failed.

@@ -1,0 +1,128 @@
+//! Speed of the convolutions of ResNet-18, per layer shape and instruction set, in processor time.
+//!
+//! `cargo run --release -p chipfit-kernels --example speed [-- [isa ...] [batch=N] [net=cifar|imagenet]]`
+//!
+//! Prints GOP/s (two operations per multiply-accumulate), and the sum over a network's layers as inferences per second:
+//! convolutions and the classifier only, each layer's weights taken from memory as far as its neighbours evict them.
+
+use std::time::Instant;
+
+use chipfit_kernels::{Conv, ConvGeometry, Isa, Requantize, Scratch};
+
+struct Layer {
+    /// One per occurrence, so that each brings its own weights through the caches.
+    convs: Vec<Conv>,
+    name: String,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    requantize: Requantize,
+    best: f64,
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let named: Vec<Isa> = arguments.iter().filter_map(|name| Isa::parse(name)).collect();
+    let isas = if named.is_empty() { Isa::available() } else { named };
+    let option = |key: &str| arguments.iter().find_map(|word| word.strip_prefix(key).map(str::to_owned));
+    let batches = option("batch=").map_or(vec![1, 32], |batch| vec![batch.parse().expect("a number")]);
+    let nets = option("net=").map_or(vec!["cifar".to_owned(), "imagenet".to_owned()], |net| vec![net]);
+    for net in &nets {
+        for &batch in &batches {
+            for &isa in &isas {
+                if isa != Isa::Scalar || arguments.iter().any(|word| word == "scalar") {
+                    measure(net, batch, isa);
+                }
+            }
+        }
+    }
+}
+
+/// Name, shapes, how often the network has it.
+fn layers(net: &str) -> Vec<(String, ConvGeometry, usize)> {
+    let conv = |size: usize, input: usize, output: usize, kernel: usize, stride: usize| ConvGeometry {
+        input: [size; 2],
+        in_channels: input,
+        out_channels: output,
+        groups: 1,
+        kernel: [kernel; 2],
+        stride: [stride; 2],
+        dilation: [1; 2],
+        pads: [kernel / 2; 4],
+    };
+    let (first, stem) = match net {
+        "cifar" => (32, conv(32, 3, 64, 3, 1)),
+        _ => (56, conv(224, 3, 64, 7, 2)),
+    };
+    let mut all = vec![(stem, 1), (conv(first, 64, 64, 3, 1), 4)];
+    let mut size = first;
+    for channels in [128, 256, 512] {
+        all.push((conv(size, channels / 2, channels, 3, 2), 1));
+        all.push((conv(size, channels / 2, channels, 1, 2), 1));
+        size /= 2;
+        all.push((conv(size, channels, channels, 3, 1), 3));
+    }
+    all.push((conv(1, 512, if net == "cifar" { 10 } else { 1000 }, 1, 1), 1));
+    let name = |g: &ConvGeometry| {
+        let [kernel, _] = g.kernel;
+        format!("{kernel}x{kernel}/{} {}->{} at {}", g.stride[0], g.in_channels, g.out_channels, g.input[0])
+    };
+    all.into_iter().map(|(geometry, times)| (name(&geometry), geometry, times)).collect()
+}
+
+fn measure(net: &str, batch: usize, isa: Isa) {
+    let mut scratch = Scratch::new();
+    let mut state = 1_u64;
+    let mut byte = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 56) as u8
+    };
+    let mut made: Vec<Layer> = Vec::new();
+    for (name, geometry, times) in layers(net) {
+        let [rows, columns] = geometry.checked_output().expect("valid");
+        let pixels = geometry.input[0] * geometry.input[1];
+        let input = (0..batch * pixels * geometry.in_channels).map(|_| byte()).collect();
+        let bias = vec![3; geometry.out_channels];
+        let requantize =
+            Requantize { multipliers: vec![1e-4; geometry.out_channels], zero_point: 3, low: 3, high: 255 };
+        let output = vec![0; batch * rows * columns * geometry.out_channels];
+        let convs: Vec<Conv> = (0..times)
+            .map(|_| {
+                let n_weights = geometry.out_channels * geometry.products();
+                let weights: Vec<i8> = (0..n_weights).map(|_| byte().cast_signed()).collect();
+                Conv::new(isa, geometry.clone(), &weights, &bias, 7).expect("an available instruction set")
+            })
+            .collect();
+        made.push(Layer { convs, name, input, output, requantize, best: f64::MAX });
+    }
+    // The network's own order, so that caches are as cold as they are there.
+    let rounds = if isa == Isa::Scalar { 1 } else { (200 / batch).clamp(8, 100) };
+    let mut fastest = f64::MAX;
+    for _ in 0..rounds {
+        let round = Instant::now();
+        for Layer { convs, input, output, requantize, best, .. } in &mut made {
+            let start = Instant::now();
+            for conv in convs.iter() {
+                let rows = conv.output()[0];
+                conv.run(input, 0..rows, &*requantize, output, &mut scratch).expect("sizes");
+            }
+            *best = best.min(start.elapsed().as_secs_f64() / convs.len() as f64);
+        }
+        fastest = fastest.min(round.elapsed().as_secs_f64());
+    }
+    println!("{net}, batch {batch}, {}:", isa.name());
+    let mut macs = 0;
+    for Layer { convs, name, best, .. } in &made {
+        let work: u64 = convs.iter().map(|conv| conv.geometry().macs() * batch as u64).sum();
+        let rate = 2.0 * work as f64 / (best * convs.len() as f64) / 1e9;
+        println!("  {name:26} x{}  {:9.1} us  {rate:7.0} GOP/s", convs.len(), best * 1e6);
+        macs += work;
+    }
+    println!(
+        "  all: {:.0} us, {:.0} GOP/s, {:.1} inferences/s; weights {:.1} MB, scratch {:.0} KB",
+        fastest * 1e6,
+        2.0 * macs as f64 / fastest / 1e9,
+        batch as f64 / fastest,
+        made.iter().flat_map(|layer| &layer.convs).map(|conv| conv.bytes() as f64).sum::<f64>() / 1e6,
+        scratch.bytes() as f64 / 1e3,
+    );
+}

@@ -1,0 +1,79 @@
+//! From a tile of raw sums to outputs: bias, requantization, store.
+
+use crate::requantize::{Fixed, Requantize, Rescale};
+
+/// What becomes of an accumulator, and where it goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Finish<'a> {
+    /// Per output channel, zero points folded in.
+    pub(crate) bias: &'a [i32],
+    /// Element 0 of output pixel 0, channel 0.
+    pub(crate) target: Target<'a>,
+    /// Elements between two pixels of the output.
+    pub(crate) pitch: usize,
+}
+
+/// Bytes or accumulators.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target<'a> {
+    Float(*mut u8, &'a Requantize),
+    Fixed(*mut u8, &'a Fixed),
+    Sums(*mut i32),
+}
+
+impl<'a> Target<'a> {
+    pub(crate) fn bytes(start: *mut u8, rescale: Rescale<'a>) -> Self {
+        match rescale {
+            Rescale::Float(float) => Self::Float(start, float),
+            Rescale::Fixed(fixed) => Self::Fixed(start, fixed),
+        }
+    }
+}
+
+/// A rectangle of raw sums: `pixels` rows of `channels`, `pitch` apart.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tile {
+    pub(crate) sums: *const i32,
+    pub(crate) pitch: usize,
+    /// First output pixel, over all pictures of the call.
+    pub(crate) pixel: usize,
+    pub(crate) pixels: usize,
+    /// First output channel.
+    pub(crate) channel: usize,
+    pub(crate) channels: usize,
+}
+
+impl Finish<'_> {
+    /// Finishes a tile element by element.
+    ///
+    /// # Safety
+    /// `tile.sums` holds the rectangle; the target holds every pixel and channel of it, the caller alone writes them,
+    /// and bias and multipliers cover the channels.
+    pub(crate) unsafe fn scalar(&self, tile: Tile) {
+        for pixel in 0..tile.pixels {
+            for index in 0..tile.channels {
+                let channel = tile.channel + index;
+                // SAFETY: inside the rectangle.
+                let raw = unsafe { tile.sums.add(pixel * tile.pitch + index).read() };
+                // SAFETY: the caller's promise covers this pixel and channel.
+                unsafe { self.store(raw.wrapping_add(self.bias[channel]), tile.pixel + pixel, channel) };
+            }
+        }
+    }
+
+    /// Stores one finished accumulator.
+    ///
+    /// # Safety
+    /// The target holds this pixel and channel, and the caller alone writes it.
+    pub(crate) unsafe fn store(&self, sum: i32, pixel: usize, channel: usize) {
+        let at = pixel * self.pitch + channel;
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.target {
+                Target::Float(start, float) => start.add(at).write(float.apply(channel, sum)),
+                Target::Fixed(start, fixed) => start.add(at).write(fixed.apply(channel, sum)),
+                Target::Sums(start) => start.add(at).write(sum),
+            }
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Inner loops for x86-64, one module per instruction set.
+
+pub(crate) mod amx;
+pub(crate) mod avx512;
+pub(crate) mod bytes;
+pub(crate) mod dot;

@@ -1,0 +1,102 @@
+//! The one central trait: anything that runs a quantised model and returns what it really computed.
+//!
+//! The simulator, ONNX Runtime and a remote device implement it; evaluation, campaigns and retraining are written
+//! once, against it. A request carries quantised pictures in the program's input layout and says which tensors
+//! should come back; the trace holds bytes in the program's layout.
+
+use std::collections::BTreeMap;
+
+use crate::program::{Program, TensorId};
+
+/// Pictures to compute, and how their faults are keyed.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// Identity of each picture: its index in the data set. Keys the draws of faults.
+    pub pictures: &'a [u64],
+    /// Quantised input bytes, picture after picture ([`Program::quantise_input`]).
+    pub input: &'a [u8],
+}
+
+/// One forward pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The pictures.
+    pub batch: Batch<'a>,
+    /// Trial number of a campaign, or step of a retraining run; keys the draws.
+    pub trial: u64,
+    /// Tensors to return besides the output.
+    pub wanted: &'a [TensorId],
+}
+
+/// What the processor computed, errors included.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trace {
+    /// The output's bytes, picture after picture.
+    pub output: Vec<u8>,
+    /// The wanted tensors' bytes, picture after picture.
+    pub tensors: BTreeMap<TensorId, Vec<u8>>,
+    /// Words struck, replicas included; `None` when the processor cannot know.
+    pub strikes: Option<u64>,
+}
+
+/// A change of one constant of the program: new values at some positions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorDelta {
+    /// ONNX name of the initializer (`Linear::weights_name` or `bias_name`).
+    pub name: String,
+    /// Position in the program's layout and the new value.
+    pub changes: Vec<(u32, i32)>,
+}
+
+/// Why a processor could not do it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProcessorError {
+    /// The input's length is not a whole number of pictures.
+    #[error("the input holds {bytes} bytes; {pictures} pictures of {each} bytes were announced")]
+    InputLength {
+        /// Given.
+        bytes: usize,
+        /// Announced.
+        pictures: usize,
+        /// Bytes of one picture.
+        each: usize,
+    },
+    /// A delta names no constant of the program, or a position or value outside it.
+    #[error("update of '{name}': {what}")]
+    Update {
+        /// The constant.
+        name: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The engine behind the processor failed.
+    #[error("{processor}: {what}")]
+    Engine {
+        /// Which processor.
+        processor: String,
+        /// Its own words.
+        what: String,
+    },
+}
+
+/// Anything that runs a quantised model and returns what it really computed.
+pub trait Processor {
+    /// One line for reports: what executes, with its kernels, threads and faults.
+    fn describe(&self) -> String;
+
+    /// The program that this processor was loaded with.
+    fn program(&self) -> &Program;
+
+    /// Changes constants.
+    ///
+    /// # Errors
+    /// [`ProcessorError::Update`]; nothing has changed then.
+    fn update(&mut self, deltas: &[TensorDelta]) -> Result<(), ProcessorError>;
+
+    /// Computes the pictures of `request`.
+    ///
+    /// # Errors
+    /// [`ProcessorError::InputLength`], or what the engine says.
+    fn forward(&mut self, request: &Request<'_>) -> Result<Trace, ProcessorError>;
+}

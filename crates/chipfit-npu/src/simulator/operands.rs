@@ -1,0 +1,221 @@
+//! The operands of one output of a linear step: single products, and partial sums over a range of k.
+//!
+//! Promises: k counts kernel row, kernel column, input channel within the group; a tap on padding is a product of 0;
+//! sums wrap. Overrides replace single operands of this output only (buffer faults with a limited reuse).
+
+use std::ops::Range;
+
+use chipfit_kernels::{Isa, centered_dot};
+
+use crate::program::{ConvGeometry, Linear};
+
+/// One product whose operands differ from the buffers, for one output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Override {
+    /// Which product.
+    pub(crate) k: usize,
+    /// The activation in its place, as a biased byte.
+    pub(crate) activation: Option<u8>,
+    /// The weight in its place.
+    pub(crate) weight: Option<i8>,
+}
+
+/// The products of one output.
+pub(crate) trait Products {
+    /// Product `k`, as the processor computes it.
+    fn product(&self, k: usize) -> i32;
+    /// The sum of the products of a range of k, wrapping.
+    fn sum(&self, range: Range<usize>) -> i32;
+}
+
+/// What every output of one linear step and one picture shares.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Operands<'a> {
+    pub(crate) linear: &'a Linear,
+    /// Output height and width.
+    pub(crate) map: [usize; 2],
+    /// One picture, with its buffer faults applied.
+    pub(crate) input: &'a [u8],
+    pub(crate) zero_point: u8,
+    pub(crate) isa: Isa,
+}
+
+/// The operands of one output.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Taps<'a> {
+    shared: &'a Operands<'a>,
+    row: usize,
+    column: usize,
+    /// First channel of the group in the input.
+    first_channel: usize,
+    /// The output channel's weights, with their buffer faults applied.
+    weights: &'a [i8],
+    weight_zero_point: i32,
+    overrides: &'a [Override],
+}
+
+impl<'a> Operands<'a> {
+    /// The operands of output pixel `pixel` (row-major) and `channel`, with that channel's weights.
+    pub(crate) fn taps(&'a self, pixel: usize, channel: usize, weights: &'a [i8], overrides: &'a [Override]) -> Taps<'a> {
+        let geometry = &self.linear.geometry;
+        let per_group = geometry.out_channels / geometry.groups;
+        Taps {
+            shared: self,
+            row: pixel / self.map[1],
+            column: pixel % self.map[1],
+            first_channel: channel / per_group * (geometry.in_channels / geometry.groups),
+            weights,
+            weight_zero_point: i32::from(self.linear.weight_zero_points[channel]),
+            overrides,
+        }
+    }
+}
+
+/// Output height and width of a geometry that the kernels took; 0 of one that they refuse.
+pub(crate) fn output_map(geometry: &ConvGeometry) -> [usize; 2] {
+    geometry.output()
+}
+
+/// Where tap `tap` of output `position` reads along `axis`; `None` on padding.
+pub(crate) fn tap(geometry: &ConvGeometry, axis: usize, position: usize, tap: usize) -> Option<usize> {
+    let padded = position * geometry.stride[axis] + tap * geometry.dilation[axis];
+    padded.checked_sub(geometry.pads[axis]).filter(|&at| at < geometry.input[axis])
+}
+
+impl Taps<'_> {
+    fn channels(&self) -> usize {
+        let geometry = &self.shared.linear.geometry;
+        geometry.in_channels / geometry.groups
+    }
+
+    /// Index of the activation that product `k` reads; `None` on padding.
+    fn activation_index(&self, k: usize) -> Option<usize> {
+        let geometry = &self.shared.linear.geometry;
+        let channels = self.channels();
+        let (position, channel) = (k / channels, k % channels);
+        let y = tap(geometry, 0, self.row, position / geometry.kernel[1])?;
+        let x = tap(geometry, 1, self.column, position % geometry.kernel[1])?;
+        Some((y * geometry.input[1] + x) * geometry.in_channels + self.first_channel + channel)
+    }
+
+    fn buffered(&self, k: usize) -> i32 {
+        self.activation_index(k).map_or(0, |index| {
+            let activation = i32::from(self.shared.input[index]) - i32::from(self.shared.zero_point);
+            activation * (i32::from(self.weights[k]) - self.weight_zero_point)
+        })
+    }
+
+    fn overridden(&self, change: &Override) -> i32 {
+        self.activation_index(change.k).map_or(0, |index| {
+            let activation = i32::from(change.activation.unwrap_or(self.shared.input[index]));
+            let weight = i32::from(change.weight.unwrap_or(self.weights[change.k]));
+            (activation - i32::from(self.shared.zero_point)) * (weight - self.weight_zero_point)
+        })
+    }
+
+
+    fn buffered_sum(&self, range: Range<usize>) -> i32 {
+        let geometry = &self.shared.linear.geometry;
+        let channels = self.channels();
+        let kernel_row = geometry.kernel[1] * channels;
+        let mut sum = 0_i32;
+        let mut k = range.start;
+        while k < range.end {
+            let tap_row = k / kernel_row;
+            let row_end = range.end.min((tap_row + 1) * kernel_row);
+            if let Some(y) = tap(geometry, 0, self.row, tap_row) {
+                sum = sum.wrapping_add(self.row_sum(y, k - tap_row * kernel_row..row_end - tap_row * kernel_row, tap_row * kernel_row));
+            }
+            k = row_end;
+        }
+        sum
+    }
+
+    /// One kernel row: `range` counts within it, `first` is its first product.
+    fn row_sum(&self, y: usize, range: Range<usize>, first: usize) -> i32 {
+        let geometry = &self.shared.linear.geometry;
+        let channels = self.channels();
+        if geometry.groups == 1 && geometry.dilation[1] == 1 {
+            // Columns lie side by side: what is left of padding is one run.
+            let left = (self.column * geometry.stride[1]).cast_signed() - geometry.pads[1].cast_signed();
+            let start = range.start.cast_signed().max(-left * channels.cast_signed());
+            let end = range.end.cast_signed().min((geometry.input[1].cast_signed() - left) * channels.cast_signed());
+            if start >= end {
+                return 0;
+            }
+            let from = ((y * geometry.input[1] * channels).cast_signed() + left * channels.cast_signed() + start).cast_unsigned();
+            let length = (end - start).cast_unsigned();
+            return self.run(from, first + start.cast_unsigned(), length);
+        }
+        let mut sum = 0_i32;
+        let mut at = range.start;
+        while at < range.end {
+            let position = at / channels;
+            let end = range.end.min((position + 1) * channels);
+            if let Some(x) = tap(geometry, 1, self.column, position) {
+                let from = (y * geometry.input[1] + x) * geometry.in_channels + self.first_channel + at % channels;
+                sum = sum.wrapping_add(self.run(from, first + at, end - at));
+            }
+            at = end;
+        }
+        sum
+    }
+
+    fn run(&self, from: usize, k: usize, length: usize) -> i32 {
+        let activations = &self.shared.input[from..from + length];
+        let weights = &self.weights[k..k + length];
+        dot(self.shared.isa, activations, self.shared.zero_point, weights, self.weight_zero_point)
+    }
+}
+
+impl Products for Taps<'_> {
+    fn product(&self, k: usize) -> i32 {
+        match self.overrides.iter().find(|change| change.k == k) {
+            Some(change) => self.overridden(change),
+            None => self.buffered(k),
+        }
+    }
+
+    fn sum(&self, range: Range<usize>) -> i32 {
+        let mut sum = self.buffered_sum(range.clone());
+        for change in self.overrides.iter().filter(|change| range.contains(&change.k)) {
+            sum = sum.wrapping_add(self.overridden(change)).wrapping_sub(self.buffered(change.k));
+        }
+        sum
+    }
+}
+
+/// The products of one output of a product of two activations.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pairs<'a> {
+    /// The left and the right operand, as stored.
+    pub(crate) bytes: [&'a [u8]; 2],
+    pub(crate) zero_points: [u8; 2],
+    /// Where the first pair lies, and how far the next ones are.
+    pub(crate) start: [usize; 2],
+    pub(crate) step: [usize; 2],
+    /// One operand in another's place: the left one of product k.
+    pub(crate) overrides: &'a [Override],
+}
+
+impl Products for Pairs<'_> {
+    fn product(&self, k: usize) -> i32 {
+        let [left, right] = [0, 1].map(|side| self.bytes[side][self.start[side] + k * self.step[side]]);
+        let left = self.overrides.iter().find(|change| change.k == k).and_then(|change| change.activation).unwrap_or(left);
+        (i32::from(left) - i32::from(self.zero_points[0])) * (i32::from(right) - i32::from(self.zero_points[1]))
+    }
+
+    fn sum(&self, range: Range<usize>) -> i32 {
+        range.fold(0_i32, |sum, k| sum.wrapping_add(self.product(k)))
+    }
+}
+
+/// `sum of (x - zero_point) * (w - weight_zero_point)`, wrapping.
+fn dot(isa: Isa, activations: &[u8], zero_point: u8, weights: &[i8], weight_zero_point: i32) -> i32 {
+    let symmetric = centered_dot(isa, zero_point, activations, weights);
+    if weight_zero_point == 0 {
+        return symmetric;
+    }
+    let sum = activations.iter().fold(0_i32, |sum, &x| sum.wrapping_add(i32::from(x) - i32::from(zero_point)));
+    symmetric.wrapping_sub(weight_zero_point.wrapping_mul(sum))
+}

@@ -1,0 +1,201 @@
+//! The simulator equals the twin: every site, kind and vote, any batch, any number of threads, any order.
+
+use std::sync::Arc;
+
+use chipfit_kernels::Isa;
+use proptest::prelude::*;
+
+use super::*;
+use crate::faults::{DrawKey, Listed, Site, Strike, StrikeSource};
+use crate::processor::Batch;
+use crate::program::StepId;
+use crate::protection::Vote;
+use crate::testing::{self, Numbers};
+use crate::twin;
+
+/// Strikes that follow from the draw's key, a different number for every picture, step and replica.
+struct Scattered {
+    program: Program,
+    machine: Machine,
+    seed: u64,
+    most: usize,
+}
+
+impl StrikeSource for Scattered {
+    fn strikes(&self, key: &DrawKey, step: StepId, replica: u8, out: &mut Vec<Strike>) {
+        let mut numbers = Numbers::new(
+            self.seed ^ key.seed ^ key.trial << 8 ^ key.picture << 16 ^ (step.0 as u64) << 32 ^ u64::from(replica) << 48,
+        );
+        let count = numbers.below(self.most + 1);
+        let first = out.len();
+        // Replicas often strike the same words: their votes are what matters.
+        let shared = self.seed ^ key.picture << 16 ^ (step.0 as u64) << 32;
+        let seed = if numbers.once_in(2) { shared } else { numbers.bits() };
+        out.extend(testing::strikes(&self.program, &self.machine, step, seed, count));
+        if replica > 0 {
+            let mut at = 0;
+            out.retain(|strike| {
+                at += 1;
+                at <= first || !matches!(strike.site, Site::Weight | Site::Act)
+            });
+        }
+    }
+}
+
+fn machine(lanes: u32) -> Machine {
+    Machine { lanes: std::num::NonZeroU32::new(lanes.max(1)).unwrap(), ..Machine::default() }
+}
+
+fn protection(program: &Program, seed: u64) -> Protection {
+    let mut numbers = Numbers::new(seed ^ 0x7127);
+    let vote = [Vote::Output, Vote::Accumulator, Vote::Operation][numbers.below(3)];
+    if numbers.once_in(3) {
+        return Protection::none();
+    }
+    let mut protection = Protection::full(program, vote);
+    for (position, step) in program.steps().iter().enumerate() {
+        let channels = program.tensor(step.output).channels();
+        match numbers.below(3) {
+            0 => protection.protect(StepId(position), Vec::new()),
+            1 => protection.protect(StepId(position), (0..channels).map(|_| numbers.once_in(2)).collect()),
+            _ => {}
+        }
+    }
+    protection
+}
+
+/// All tensors of some pictures, by the twin.
+fn expected(
+    program: &Program,
+    source: &dyn StrikeSource,
+    protection: &Protection,
+    machine: Machine,
+    key: (u64, u64),
+    pictures: &[u64],
+    input: &[u8],
+) -> Vec<Vec<Vec<u8>>> {
+    let each = program.tensor(program.input()).elements();
+    pictures
+        .iter()
+        .zip(input.chunks(each))
+        .map(|(&picture, input)| {
+            let key = DrawKey { seed: key.0, trial: key.1, picture };
+            twin::forward(program, Some(source), protection, key, machine, input)
+        })
+        .collect()
+}
+
+fn check(trace: &Trace, program: &Program, expected: &[Vec<Vec<u8>>]) -> Result<(), TestCaseError> {
+    for (tensor, bytes) in &trace.tensors {
+        let wanted: Vec<u8> = expected.iter().flat_map(|tensors| tensors[tensor.0].iter().copied()).collect();
+        prop_assert_eq!(bytes, &wanted, "tensor {}", &program.tensor(*tensor).name);
+    }
+    let wanted: Vec<u8> = expected.iter().flat_map(|tensors| tensors[program.output().0].iter().copied()).collect();
+    prop_assert_eq!(&trace.output, &wanted);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn equals_the_twin(
+        seed: u64, most in 0usize..40, lanes in 1u32..6, count in 1usize..6, threads in 1usize..4, chunk in 1usize..4,
+        isa in 0usize..6,
+    ) {
+        let program = if seed % 2 == 0 { testing::program(seed) } else { testing::graphs::graph(seed) };
+        let machine = machine(lanes);
+        let protection = protection(&program, seed);
+        let source = Arc::new(Scattered { program: program.clone(), machine, seed, most });
+        let pictures: Vec<u64> = (0..count as u64).map(|at| at * 7 + seed % 5).collect();
+        let input: Vec<u8> = pictures.iter().flat_map(|&at| testing::picture(&program, seed ^ at)).collect();
+        let expected = expected(&program, source.as_ref(), &protection, machine, (seed, 3), &pictures, &input);
+        let isas = Isa::available();
+        let options = SimulatorOptions { isa: Some(isas[isa % isas.len()]), threads, machine, chunk: Some(chunk) };
+        let mut simulator = Simulator::new(program.clone(), options)
+            .unwrap()
+            .with_faults(source, seed)
+            .with_protection(protection);
+        let wanted: Vec<TensorId> = (0..program.tensors().len()).map(TensorId).collect();
+        let request = Request { batch: Batch { pictures: &pictures, input: &input }, trial: 3, wanted: &wanted };
+        let trace = simulator.forward(&request).unwrap();
+        check(&trace, &program, &expected)?;
+        // Again: nothing is left of the first pass.
+        prop_assert_eq!(simulator.forward(&request).unwrap(), trace);
+    }
+
+    #[test]
+    fn a_batch_is_its_pictures(seed: u64, most in 0usize..20) {
+        let program = testing::graphs::graph(seed);
+        let source = Arc::new(Scattered { program: program.clone(), machine: Machine::default(), seed, most });
+        let pictures: Vec<u64> = (0..7).collect();
+        let input: Vec<u8> = pictures.iter().flat_map(|&at| testing::picture(&program, seed ^ at)).collect();
+        let each = program.tensor(program.input()).elements();
+        let mut simulator = Simulator::new(program.clone(), SimulatorOptions { threads: 2, ..Default::default() })
+            .unwrap()
+            .with_faults(source, seed);
+        let all = simulator.forward(&Request { batch: Batch { pictures: &pictures, input: &input }, trial: 1, wanted: &[] }).unwrap();
+        let mut joined = Vec::new();
+        let mut strikes = 0;
+        for at in (0..7).rev() {
+            let batch = Batch { pictures: &pictures[at..=at], input: &input[at * each..(at + 1) * each] };
+            let one = simulator.forward(&Request { batch, trial: 1, wanted: &[] }).unwrap();
+            joined.splice(0..0, one.output);
+            strikes += one.strikes.unwrap();
+        }
+        prop_assert_eq!(all.output, joined);
+        prop_assert_eq!(all.strikes, Some(strikes));
+    }
+
+    #[test]
+    fn updates_are_new_constants(seed: u64) {
+        let mut program = testing::program(seed);
+        let input = testing::picture(&program, seed);
+        let mut simulator = Simulator::new(program.clone(), SimulatorOptions::default()).unwrap();
+        let mut numbers = Numbers::new(seed);
+        let mut deltas = Vec::new();
+        for step in &mut program.steps {
+            let Op::Linear(linear) = &mut step.op else { continue };
+            let at = numbers.below(linear.weights.len());
+            linear.weights[at] = numbers.between(-128, 127) as i8;
+            deltas.push(TensorDelta { name: linear.weights_name.clone(), changes: vec![(at as u32, linear.weights[at].into())] });
+            let at = numbers.below(linear.bias.len());
+            linear.bias[at] = numbers.between(-9000, 9000) as i32;
+            deltas.push(TensorDelta { name: linear.bias_name.clone().unwrap(), changes: vec![(at as u32, linear.bias[at])] });
+        }
+        simulator.update(&deltas).unwrap();
+        let request = Request { batch: Batch { pictures: &[0], input: &input }, trial: 0, wanted: &[] };
+        let expected = expected(&program, &Listed::new(), &Protection::none(), Machine::default(), (0, 0), &[0], &input);
+        check(&simulator.forward(&request).unwrap(), &program, &expected)?;
+    }
+}
+
+#[test]
+fn a_refused_update_changes_nothing() {
+    let program = testing::program(1);
+    let input = testing::picture(&program, 1);
+    let mut simulator = Simulator::new(program.clone(), SimulatorOptions::default()).unwrap();
+    let request = Request { batch: Batch { pictures: &[0], input: &input }, trial: 0, wanted: &[] };
+    let before = simulator.forward(&request).unwrap();
+    let name = |what: &str| what.to_owned();
+    let good = TensorDelta { name: name("weights0"), changes: vec![(0, 55), (1, -128)] };
+    for (bad, words) in [
+        (TensorDelta { name: name("weights99"), changes: vec![] }, "no step"),
+        (TensorDelta { name: name("weights0"), changes: vec![(u32::MAX, 0)] }, "outside"),
+        (TensorDelta { name: name("weights0"), changes: vec![(0, 128)] }, "no int8"),
+        (TensorDelta { name: name("bias0"), changes: vec![(u32::MAX, 0)] }, "outside"),
+    ] {
+        let error = simulator.update(&[good.clone(), bad]).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+        assert_eq!(simulator.program(), &program);
+        assert_eq!(simulator.forward(&request).unwrap(), before);
+    }
+}
+
+#[test]
+fn a_wrong_length_is_refused() {
+    let program = testing::program(2);
+    let mut simulator = Simulator::new(program, SimulatorOptions::default()).unwrap();
+    let request = Request { batch: Batch { pictures: &[0, 1], input: &[0] }, trial: 0, wanted: &[] };
+    assert!(matches!(simulator.forward(&request), Err(ProcessorError::InputLength { bytes: 1, pictures: 2, .. })));
+}
