@@ -114,9 +114,9 @@ fn arrows(repo: &Repo) -> Result<()> {
 
 /// What tests learn through environment variables.
 struct Surroundings {
-    /// Has onnx, onnxruntime and numpy.
+    /// Has onnx, onnxruntime, numpy and pillow.
     python: PathBuf,
-    /// Runs the oracle scripts; on long runs it has OpenVINO and pillow, too.
+    /// Runs the oracle scripts; on long runs it has OpenVINO, too.
     oracle_python: PathBuf,
     data: PathBuf,
     shared: PathBuf,
@@ -135,7 +135,7 @@ impl Surroundings {
         Ok(Self {
             oracle_python: venv(repo, length)?,
             python,
-            data: data(repo, length)?,
+            data: data(repo)?,
             shared,
             cases: if length == Length::Long { "20000" } else { "2000" },
         })

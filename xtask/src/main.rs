@@ -22,8 +22,8 @@ cargo xtask CHORE
 
   test [--long]   everything that must hold, in the order it fails; --long adds 20,000 random settings and OpenVINO
   demo            fetch a real text detector, rewrite it, prove it, and time it in ONNX Runtime, quantised and not
-  data [--long]   fetch the real models, pictures and the ONNX node tests
-  venv [--long]   make the Python environment of the oracles (onnx, onnxruntime, numpy; --long: OpenVINO, pillow)
+  data            fetch the real models, pictures, data sets and the ONNX node tests
+  venv [--long]   make the Python environment of the oracles (onnx, onnxruntime, numpy, pillow; --long: OpenVINO)
   bench [ARG..]   measure every form in ONNX Runtime and OpenVINO, write the tables of docs/benchmarks.md
   gen [--check]   regenerate the ONNX schema's code; --check fails when it is stale
 ";
@@ -48,8 +48,7 @@ fn run() -> Result<()> {
         ("test", []) => checks::test(&repo, Length::Normal)?,
         ("test", ["--long"]) => checks::test(&repo, Length::Long)?,
         ("demo", []) => demo::run_demo(&repo)?,
-        ("data", []) => setup::data(&repo, Length::Normal).map(drop)?,
-        ("data", ["--long"]) => setup::data(&repo, Length::Long).map(drop)?,
+        ("data", []) => setup::data(&repo).map(drop)?,
         ("venv", []) => setup::venv(&repo, Length::Normal).map(drop)?,
         ("venv", ["--long"]) => setup::venv(&repo, Length::Long).map(drop)?,
         ("bench", rest) => demo::bench(&repo, rest)?,

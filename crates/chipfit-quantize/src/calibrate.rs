@@ -110,8 +110,12 @@ impl<'p> Calibration<'p> {
             return Err(unsupported("more than one input".to_owned(), "give them all by name"));
         };
         let name = name.clone();
-        let tensor = ConstTensor::from_f32(dims.to_vec(), values)
-            .ok_or_else(|| unsupported(format!("input '{name}' of {} values for shape {dims:?}", values.len()), "give as many values as the shape has"))?;
+        let tensor = ConstTensor::from_f32(dims.to_vec(), values).ok_or_else(|| {
+            unsupported(
+                format!("input '{name}' of {} values for shape {dims:?}", values.len()),
+                "give as many values as the shape has",
+            )
+        })?;
         self.observe(&[(name, tensor)])
     }
 

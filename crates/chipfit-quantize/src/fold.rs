@@ -277,9 +277,7 @@ fn normalisation(graph: &mut Graph, shapes: &Shapes, node_: &NodeProto) -> Resul
     let rank = rank.ok_or_else(|| wrong("the rank of its input is not known; give the model's inputs a shape"))?;
     let (name, y, channels) = (node_.name.as_deref().unwrap_or_default(), output(node_), scale.len());
     let broken = || wrong("its parameters are too long");
-    let dims = |lead: usize| -> Vec<usize> {
-        (0..rank).map(|axis| if axis == lead { channels } else { 1 }).collect()
-    };
+    let dims = |lead: usize| -> Vec<usize> { (0..rank).map(|axis| if axis == lead { channels } else { 1 }).collect() };
     if rank < 3 {
         let factor = float_tensor(&dims(rank.saturating_sub(1)), &scale).ok_or_else(broken)?;
         let summand = float_tensor(&dims(rank.saturating_sub(1)), &shift).ok_or_else(broken)?;

@@ -94,7 +94,10 @@ impl Histogram {
     /// The bins with their numbers.
     fn bins(&self) -> impl DoubleEndedIterator<Item = (i64, u64)> + ExactSizeIterator + '_ {
         let first = self.first;
-        self.counts.iter().enumerate().map(move |(i, &count)| (first.saturating_add(i64::try_from(i).unwrap_or(0)), count))
+        self.counts
+            .iter()
+            .enumerate()
+            .map(move |(i, &count)| (first.saturating_add(i64::try_from(i).unwrap_or(0)), count))
     }
 
     /// The range that leaves out at most `cut` (a share) of the values at either end, to the edge of a bin; never

@@ -1,7 +1,7 @@
 //! Post-training quantisation: a float ONNX classifier becomes a QDQ model that computes in 8-bit integers.
 //!
 //! [`Prepared::new`] simplifies and folds the float model and plans the quantised tensors; a [`Calibration`] runs it
-//! on pictures; [`Prepared::quantize`] writes the result.
+//! on pictures; [`Prepared::quantize`] writes the result. [`signal`] compares the two, tensor by tensor.
 //!
 //! Promises: the same model, pictures and options give the same bytes; the folded float model computes what the
 //! original does, up to rounding; what cannot be quantised stays in float and is listed, or is an error that names
@@ -23,6 +23,7 @@ mod places;
 mod prepare;
 mod report;
 mod scale;
+mod signal;
 mod simplify;
 mod weights;
 mod write;
@@ -34,6 +35,7 @@ pub use options::{Activations, Method, Options, Weights};
 pub use prepare::Prepared;
 pub use report::{FloatNode, Report, TensorReport, WeightReport, sqnr_db};
 pub use scale::{Quantizer, Range};
+pub use signal::signal;
 pub use write::METADATA_KEY;
 
 use chipfit_model::Model;

@@ -55,8 +55,17 @@ pub(crate) struct Places {
 const ACTIVATIONS: [&str; 9] =
     ["Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Elu", "Selu"];
 const MOVES: [&str; 11] = [
-    "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "DepthToSpace", "SpaceToDepth", "Tile",
-    "Expand", "GlobalMaxPool",
+    "Reshape",
+    "Flatten",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Slice",
+    "DepthToSpace",
+    "SpaceToDepth",
+    "Tile",
+    "Expand",
+    "GlobalMaxPool",
 ];
 
 fn is_one_of(node: &NodeProto, operators: &[&str]) -> bool {

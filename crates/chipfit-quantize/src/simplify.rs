@@ -83,7 +83,8 @@ fn fold_constants(graph: &mut Graph) -> Result<(), QuantizeError> {
     let is_random = |n: &NodeProto| n.op_type.as_deref().unwrap_or_default().starts_with("Random");
     let mut constant_nodes = Vec::new();
     for (position, node) in graph.nodes.iter().enumerate() {
-        let reads_only_constants = !node.input.is_empty() && node.input.iter().all(|i| i.is_empty() || known.contains(i.as_str()));
+        let reads_only_constants =
+            !node.input.is_empty() && node.input.iter().all(|i| i.is_empty() || known.contains(i.as_str()));
         if reads_only_constants && !is_random(node) {
             known.extend(node.output.iter().map(String::as_str));
             constant_nodes.push(position);
@@ -101,9 +102,7 @@ fn fold_constants(graph: &mut Graph) -> Result<(), QuantizeError> {
     if wanted.is_empty() {
         return Ok(());
     }
-    let declared = |name: &&str| -> Option<ValueInfoProto> {
-        Some(value_info(name, shapes.get(0, name).dtype?, &[]))
-    };
+    let declared = |name: &&str| -> Option<ValueInfoProto> { Some(value_info(name, shapes.get(0, name).dtype?, &[])) };
     let Some(mut outputs) = wanted.iter().map(declared).collect::<Option<Vec<_>>>() else { return Ok(()) };
     for info in &mut outputs {
         forget_shape(info);
@@ -254,7 +253,8 @@ fn gemm(graph: &mut Graph, shapes: &Shapes, old: &NodeProto) -> Result<Vec<NodeP
         return Ok(nodes);
     };
     let b_dims = graph.constants.get(b).map(|t| t.dims().to_vec()).or_else(|| shapes.get(0, b).known_dims());
-    let columns = b_dims.and_then(|d| if get_i(old, "transB").unwrap_or(0) != 0 { d.first().copied() } else { d.get(1).copied() });
+    let columns = b_dims
+        .and_then(|d| if get_i(old, "transB").unwrap_or(0) != 0 { d.first().copied() } else { d.get(1).copied() });
     let vector = graph.constants.get(c).and_then(|t| {
         let (columns, values) = (columns?, floats(t)?);
         let is_row = t.dims().iter().rev().skip(1).all(|&d| d == 1);

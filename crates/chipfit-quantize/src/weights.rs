@@ -128,4 +128,3 @@ pub(crate) fn zero_point_bytes(quantizer: &Quantizer) -> Option<u8> {
         _ => i8::try_from(quantizer.zero_point).ok().map(i8::cast_unsigned),
     }
 }
-

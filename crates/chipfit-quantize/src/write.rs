@@ -27,8 +27,7 @@ use crate::weights;
 pub const METADATA_KEY: &str = "chipfit.quantization";
 
 /// Operators whose floats nobody expects to be integers.
-const EXPECTED_IN_FLOAT: [&str; 8] =
-    ["Softmax", "LogSoftmax", "ArgMax", "ArgMin", "TopK", "Shape", "Size", "Cast"];
+const EXPECTED_IN_FLOAT: [&str; 8] = ["Softmax", "LogSoftmax", "ArgMax", "ArgMin", "TopK", "Shape", "Size", "Cast"];
 
 /// The names of a quantised tensor.
 struct Names {
@@ -75,6 +74,14 @@ pub(crate) fn quantize(
     sign(&mut graph, options);
     let model = graph.to_model()?;
     let integers: BTreeSet<&str> = graph.nodes.iter().flat_map(|n| &n.output).map(String::as_str).collect();
+    let widened: usize = report.weights.iter().map(|w| w.widened).sum();
+    if widened > 0 {
+        let nodes = report.weights.iter().filter(|w| w.widened > 0).count();
+        report.warnings.push(format!(
+            "{widened} weight scales of {nodes} nodes were raised, else a bias would not fit its 32 bits (channels whose \
+             weights are tiny beside their bias)"
+        ));
+    }
     report.tensors.retain(|t| integers.contains(t.integer.as_str()));
     Ok((model, report))
 }
@@ -98,8 +105,7 @@ impl Writer<'_> {
             let renamed = self.graph.is_output(name) && !self.graph.is_input(name);
             let float = if renamed { self.graph.fresh(&format!("{name}_float")) } else { name.clone() };
             let integer = self.graph.fresh(&format!("{name}_quantized"));
-            let dequantised =
-                if renamed { name.clone() } else { self.graph.fresh(&format!("{name}_dequantized")) };
+            let dequantised = if renamed { name.clone() } else { self.graph.fresh(&format!("{name}_dequantized")) };
             self.names.insert(name.clone(), Names { float, integer, dequantised });
         }
     }
@@ -164,7 +170,9 @@ impl Writer<'_> {
             Role::Compute if is_product(node) => self.write_product(node, new),
             Role::Compute | Role::Concat if integer => {
                 for (position, name) in node.input.iter().enumerate() {
-                    if graph.constants.contains_key(name) && graph.constant(node, position).is_some_and(|c| c.dtype() == DataType::Float) {
+                    if graph.constants.contains_key(name)
+                        && graph.constant(node, position).is_some_and(|c| c.dtype() == DataType::Float)
+                    {
                         let dequantised = self.constant_operand(node, role, name)?;
                         if let Some(slot) = new.input.get_mut(position) {
                             *slot = dequantised;
@@ -268,16 +276,8 @@ impl Writer<'_> {
         let dims = if quantised.axis.is_some() { vec![count] } else { Vec::new() };
         let zeros = ConstTensor::new(DataType::Int8, dims, vec![0; count]).ok_or_else(broken)?;
         let zero_point = self.graph.add_constant(&format!("{name}_zero_point"), zeros);
-        let dequantised =
-            self.dequantised_constant(name, quantised.weight, &scale, Some(&zero_point), quantised.axis);
+        let dequantised = self.dequantised_constant(name, quantised.weight, &scale, Some(&zero_point), quantised.axis);
         let integer = self.nodes.iter().rev().find(|n| output(n) == dequantised).and_then(|n| n.input.first());
-        if quantised.widened > 0 {
-            self.report.warnings.push(format!(
-                "node '{}': {} of {count} weight scales were raised, or its bias would not fit 32 bits",
-                label(node),
-                quantised.widened
-            ));
-        }
         self.report.weights.push(WeightReport {
             node: label(node),
             name: name.to_owned(),

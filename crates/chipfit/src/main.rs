@@ -9,12 +9,14 @@
 
 mod bounds;
 mod compare;
+mod data_options;
 mod extract;
 mod failure;
 mod inspect;
 mod options;
 mod picture;
 mod proof;
+mod quantize;
 mod report;
 mod rewrite;
 #[cfg(feature = "sabotage")]
@@ -43,6 +45,7 @@ enum Command {
     Inspect(inspect::Arguments),
     Rewrite(Box<rewrite::Arguments>),
     Compare(compare::Arguments),
+    Quantize(Box<quantize::Arguments>),
     Zoo(zoo::Arguments),
 }
 
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Inspect(a) => (a.json, inspect::run(&a)),
         Command::Rewrite(a) => (a.json, rewrite::run(&a)),
         Command::Compare(a) => (a.json, compare::run(&a)),
+        Command::Quantize(a) => (a.json, quantize::run(&a)),
         Command::Zoo(a) => (false, zoo::run(&a)),
     };
     match result {
