@@ -11,6 +11,7 @@
 //! released at its end, since it belongs to the thread.
 
 use std::arch::asm;
+use std::ops::Range;
 
 use crate::buffer::Buffer;
 use crate::drive::{Call, Chunk};
@@ -18,6 +19,7 @@ use crate::finish::{Target, Tile};
 use crate::geometry::ConvGeometry;
 use crate::isa::Isa;
 use crate::plan::{Plan, Rows, SLACK, STEP, Shape};
+use crate::requantize::Requantize;
 use crate::scratch::Scratch;
 use crate::x86::avx512::{self, Scale32};
 use crate::x86::expand::Expansion;
@@ -263,63 +265,101 @@ impl Job<'_> {
         self.plan.bias[channel..].as_ptr()
     }
 
-    /// Pairs of pixel tiles by pairs of weight tiles. While the tiles of one block multiply, the vector units requantize
-    /// the block before: its sums wait in the other half of the scratch.
+    /// Pairs of pixel tiles by pairs of weight tiles.
     ///
     /// # Safety
     /// As [`Job::execute`].
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn pairs(&self, pairs: &[[(usize, usize); 2]]) {
-        let channels = self.call.channels.clone();
-        let rows_per_step = (2 * self.rows.div_ceil(2)).div_ceil(self.steps.len());
+        let Range { start, end } = self.call.channels;
+        let whole = match self.call.finish.target {
+            Target::Float(bytes, float) => {
+                let whole = start + (end - start) / (2 * LANES) * (2 * LANES);
+                // SAFETY: the caller's promises.
+                unsafe { self.requantized_pairs(pairs, start..whole, bytes, float) };
+                whole
+            }
+            _ => start,
+        };
+        for channel in (whole..end).step_by(2 * LANES) {
+            for pair in pairs {
+                // SAFETY: the caller's promises.
+                unsafe {
+                    self.multiply_pair(*pair, channel, self.sums, 0, &mut None);
+                    self.finish_pair(*pair, channel, self.sums);
+                }
+            }
+        }
+    }
+
+    /// [`Job::pairs`] of `channels`, which are whole pairs of weight tiles. While the tiles of one block multiply, the
+    /// vector units requantize the block before: its sums wait in the other half of the scratch.
+    ///
+    /// # Safety
+    /// As [`Job::execute`]; `bytes` is the call's target.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn requantized_pairs(
+        &self,
+        pairs: &[[(usize, usize); 2]],
+        channels: Range<usize>,
+        bytes: *mut u8,
+        float: &Requantize,
+    ) {
+        let per_step = self.rows.div_ceil(self.steps.len());
+        let pitch = self.call.finish.pitch;
         let mut half = 0;
         let mut waiting: Option<Waiting> = None;
-        for channel in channels.clone().step_by(2 * LANES) {
-            let mut scale = None;
-            for &pair in pairs {
-                // SAFETY: the scratch has two halves.
-                let sums = unsafe { self.sums.add(half * SUMS) };
-                half ^= 1;
-                // SAFETY: the caller's promises; the tile that waits has its sums in the other half.
+        for channel in channels.step_by(2 * LANES) {
+            let scale = Scale32::new(float, channel);
+            for pair in pairs {
+                // SAFETY: the scratch has two halves; what waits is in the other one. The tiles' pixels, and those of
+                // what waits, are of this call.
                 unsafe {
-                    self.multiply_pair(pair, channel, sums, waiting.as_mut(), rows_per_step);
-                    waiting = None;
-                    let below = sums.add(self.rows * 2 * LANES);
-                    let counts = [self.valid(pair[0].1), self.valid(pair[1].1)];
-                    match self.call.finish.target {
-                        Target::Float(start, float) if channels.end - channel >= 2 * LANES => {
-                            let scale = *scale.get_or_insert_with(|| Scale32::new(float, channel));
-                            let pitch = self.call.finish.pitch;
-                            let to = pair.map(|(_, pixel)| start.add(pixel * pitch + channel));
-                            waiting = Some(Waiting { scale, sums: [sums, below], to, pitch, counts, tile: 0, row: 0 });
-                        }
-                        _ => {
-                            self.finish(pair[0].1, channel, 2 * LANES, sums);
-                            self.finish(pair[1].1, channel, 2 * LANES, below);
-                        }
+                    let sums = self.sums.add(half * SUMS);
+                    half ^= 1;
+                    self.multiply_pair(*pair, channel, sums, per_step, &mut waiting);
+                    let [first, second] = pair.map(|(_, pixel)| pixel);
+                    if second == first + self.rows && second + self.rows <= self.end {
+                        let to = bytes.add(first * pitch + channel);
+                        waiting = Some(Waiting { scale, sums, to, pitch, left: self.rows });
+                    } else {
+                        waiting = None;
+                        self.finish_pair(*pair, channel, sums);
                     }
                 }
             }
         }
         if let Some(mut waiting) = waiting {
-            // SAFETY: its sums are stored, its pixels are of this call.
-            while unsafe { waiting.advance() } {}
+            // SAFETY: as above.
+            unsafe { waiting.advance(self.rows) };
         }
     }
 
-    /// Sums of two pixel tiles by two weight tiles, `rows` rows of 32 each; meanwhile advances what waits.
+    /// Finishes the sums of two pixel tiles by two weight tiles.
     ///
     /// # Safety
-    /// As [`Job::execute`]; `sums` is half of the scratch.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    /// As [`Job::execute`]; the sums are those of [`Job::multiply_pair`].
+    unsafe fn finish_pair(&self, [first, second]: [(usize, usize); 2], channel: usize, sums: *const i32) {
+        // SAFETY: the caller's promises; the second tile's sums follow the first's.
+        unsafe {
+            self.finish(first.1, channel, 2 * LANES, sums);
+            self.finish(second.1, channel, 2 * LANES, sums.add(self.rows * 2 * LANES));
+        }
+    }
+
+    /// Sums of two pixel tiles by two weight tiles, `rows` rows of 32 each; meanwhile finishes what waits, `per_step`
+    /// pairs of pixels at every step.
+    ///
+    /// # Safety
+    /// As [`Job::execute`]; `sums` is half of the scratch, what waits lies in the other; nothing waits, or AVX-512 is
+    /// available.
+    #[inline(always)]
     unsafe fn multiply_pair(
         &self,
         [first, second]: [(usize, usize); 2],
         channel: usize,
         sums: *mut i32,
-        mut waiting: Option<&mut Waiting>,
-        rows_per_step: usize,
+        per_step: usize,
+        waiting: &mut Option<Waiting>,
     ) {
         let bytes = self.plan.block_bytes;
         // SAFETY: places and blocks lie in the source or panel and in the weights, every step of them too; blocks have
@@ -355,10 +395,8 @@ impl Job<'_> {
                     options(readonly, nostack, preserves_flags),
                 );
                 weights = weights.add(WEIGHT_TILE);
-                if let Some(waiting) = waiting.as_mut() {
-                    for _ in 0..rows_per_step {
-                        waiting.advance();
-                    }
+                if let Some(waiting) = waiting {
+                    waiting.advance(per_step);
                 }
             }
             asm!(
@@ -495,46 +533,36 @@ impl Job<'_> {
     }
 }
 
-/// Sums of two pixel tiles by 32 channels that wait for requantization.
+/// Sums of pixels side by side, by 32 channels, that wait for requantization.
 struct Waiting {
     scale: Scale32,
-    sums: [*const i32; 2],
-    /// The first pixel's first byte, per tile.
-    to: [*mut u8; 2],
+    sums: *const i32,
+    /// The first pixel's first byte.
+    to: *mut u8,
     /// Bytes between two pixels.
     pitch: usize,
-    /// Pixels of each tile.
-    counts: [usize; 2],
-    tile: usize,
-    row: usize,
+    /// Pairs of pixels.
+    left: usize,
 }
 
 impl Waiting {
-    /// Requantizes two pixels; false when none is left.
+    /// Requantizes up to `pairs` pairs of pixels.
     ///
     /// # Safety
-    /// AVX-512 is available; sums and outputs are valid for the counts of pixels.
+    /// AVX-512 is available; sums and outputs are valid for the pairs that are left.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn advance(&mut self) -> bool {
-        if self.tile == 2 {
-            return false;
+    unsafe fn advance(&mut self, pairs: usize) {
+        let pairs = pairs.min(self.left);
+        self.left -= pairs;
+        for _ in 0..pairs {
+            // SAFETY: the pair is one of those left.
+            unsafe {
+                self.scale.store([self.sums, self.sums.add(2 * LANES)], [self.to, self.to.add(self.pitch)]);
+                self.sums = self.sums.add(4 * LANES);
+                self.to = self.to.add(2 * self.pitch);
+            }
         }
-        let last = self.counts[self.tile] - 1;
-        // The last of an odd number of pixels is done twice.
-        let rows = [self.row, (self.row + 1).min(last)];
-        // SAFETY: both rows exist.
-        unsafe {
-            self.scale.store(
-                rows.map(|row| self.sums[self.tile].add(row * 2 * LANES)),
-                rows.map(|row| self.to[self.tile].add(row * self.pitch)),
-            );
-        }
-        self.row += 2;
-        if self.row > last {
-            (self.tile, self.row) = (self.tile + 1, 0);
-        }
-        true
     }
 }
 

@@ -178,6 +178,7 @@ impl Scale32 {
     ///
     /// # Safety
     /// 32 sums can be read from, 32 bytes written to each of the two addresses.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     pub(crate) unsafe fn store(&self, sums: [*const i32; 2], to: [*mut u8; 2]) {
         let mut words = [_mm512_setzero_si512(); 2];
