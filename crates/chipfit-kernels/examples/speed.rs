@@ -2,10 +2,11 @@
 //!
 //! `cargo run --release -p chipfit-kernels --example speed [-- [isa ...] [batch=N] [net=cifar|imagenet] [layer=PART]]`
 //!
+//! With `bytes`: element-wise loops, pooling, depthwise layers and patches instead.
 //! Prints GOP/s (two operations per multiply-accumulate), and the sum over a network's layers as inferences per second:
 //! convolutions and the classifier only, each layer's weights taken from memory as far as its neighbours evict them.
 
-use chipfit_kernels::{Conv, ConvGeometry, Isa, Requantize, Scratch};
+use chipfit_kernels::{Add, Conv, ConvGeometry, Isa, Pool, Requantize, Rounding, Scratch, lookup, sum_positions};
 
 struct Layer {
     /// One per occurrence, so that each brings its own weights through the caches.
@@ -25,6 +26,10 @@ fn main() {
     let batches = option("batch=").map_or(vec![1, 32], |batch| vec![batch.parse().expect("a number")]);
     let nets = option("net=").map_or(vec!["cifar".to_owned(), "imagenet".to_owned()], |net| vec![net]);
     let only = option("layer=").unwrap_or_default();
+    if arguments.iter().any(|word| word == "bytes") {
+        isas.iter().for_each(|&isa| measure_bytes(isa));
+        return;
+    }
     for net in &nets {
         for &batch in &batches {
             for &isa in &isas {
@@ -34,6 +39,61 @@ fn main() {
             }
         }
     }
+}
+
+/// Tables, additions, pooling, depthwise layers and patches of single outputs.
+fn measure_bytes(isa: Isa) {
+    let best = |work: &mut dyn FnMut()| {
+        (0..200).fold(f64::MAX, |best, _| {
+            let start = processor_seconds();
+            work();
+            best.min(processor_seconds() - start)
+        })
+    };
+    let input: Vec<u8> = (0..1 << 16).map(|index: u32| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let other: Vec<u8> = input.iter().rev().copied().collect();
+    let mut out = vec![0; input.len()];
+    let rate = |bytes: usize, seconds: f64| bytes as f64 / seconds / 1e9;
+    let table: [u8; 256] = std::array::from_fn(|index| (index * 7) as u8);
+    let seconds = best(&mut || lookup(isa, &table, &input, &mut out).expect("sizes"));
+    println!("{}: table {:.1} GB/s", isa.name(), rate(input.len(), seconds));
+    let add = Add { left: 0.6, right: 0.7, fixed: 3.0, low: 0, high: 255, rounding: Rounding::Separate };
+    let seconds = best(&mut || add.run(isa, &input, &other, &mut out).expect("sizes"));
+    println!("{}: addition {:.1} GB/s of output", isa.name(), rate(input.len(), seconds));
+    let pool = Pool { input: [32; 2], channels: 64, kernel: [3; 2], stride: [2; 2], dilation: [1; 2], pads: [1; 4] };
+    let [rows, columns] = pool.output().expect("valid");
+    let mut pooled = vec![0; rows * columns * 64];
+    let seconds = best(&mut || pool.max(isa, &input, 0..rows, &mut pooled).expect("sizes"));
+    println!("{}: 3x3/2 maximum {:.1} GB/s of input", isa.name(), rate(input.len(), seconds));
+    let mut sums = vec![0; 64];
+    let seconds = best(&mut || sum_positions(isa, &input, &mut sums).expect("sizes"));
+    println!("{}: sum over positions {:.1} GB/s", isa.name(), rate(input.len(), seconds));
+
+    let geometry = ConvGeometry {
+        input: [32; 2],
+        in_channels: 64,
+        out_channels: 64,
+        groups: 64,
+        kernel: [3; 2],
+        stride: [1; 2],
+        dilation: [1; 2],
+        pads: [1; 4],
+    };
+    let weights: Vec<i8> = input.iter().map(|byte| byte.cast_signed()).collect();
+    let scale = Requantize { multipliers: vec![1e-3; 64], zero_point: 3, low: 0, high: 255 };
+    let mut scratch = Scratch::new();
+    let conv = Conv::new(isa, geometry.clone(), &weights[..64 * 9], &[0; 64], 7).expect("available");
+    let seconds = best(&mut || conv.run(&input, 0..32, &scale, &mut out, &mut scratch).expect("sizes"));
+    println!("{}: 3x3 depthwise, 64 at 32, {:.0} GOP/s", isa.name(), rate(2 * 64 * 9 * 1024, seconds));
+    let geometry = ConvGeometry { groups: 1, ..geometry };
+    let conv = Conv::new(isa, geometry, &weights[..64 * 576], &[0; 64], 7).expect("available");
+    let mut total = 0_i32;
+    let seconds = best(&mut || {
+        for column in 0..32 {
+            total = total.wrapping_add(conv.partial(&input, 5, column, column, 288));
+        }
+    });
+    println!("{}: partial sum of 288 products, {:.0} ns ({total})", isa.name(), seconds / 32.0 * 1e9);
 }
 
 /// Name, shapes, how often the network has it.

@@ -8,7 +8,7 @@ use crate::drive::Call;
 use crate::finish::{Finish, Tile};
 use crate::geometry::ConvGeometry;
 use crate::isa::Isa;
-use crate::plan::{Element, Plan, Shape};
+use crate::plan::{Element, Plan, Rows, Shape};
 use crate::scratch::Scratch;
 
 /// Channels of a block.
@@ -84,7 +84,7 @@ impl DepthPlan {
         bias: &[i32],
     ) -> Self {
         let set = depth_set(isa);
-        let shape = Shape { element: Element::Byte, lanes: 1, fill: 4, blocks: 1, gather: false };
+        let shape = Shape { element: Element::Byte, lanes: 1, fill: 4, blocks: 1, rows: Rows::Source };
         let plan = Plan::layout(geometry, output, zero_point, shape);
         let n_taps = plan.runs.len();
         let mut taps: Vec<usize> = plan.runs.iter().map(|run| run.offset).collect();

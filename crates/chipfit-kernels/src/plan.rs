@@ -24,6 +24,14 @@ pub(crate) struct Run {
     length: usize,
 }
 
+impl Run {
+    /// A run of the weights alone.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn filled(groups: usize, first: usize, length: usize) -> Self {
+        Self { offset: 0, groups, first, length }
+    }
+}
+
 /// What the source holds for one u8 activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Element {
@@ -79,7 +87,7 @@ pub(crate) struct Plan {
 pub(crate) const SLACK: usize = 256;
 
 /// What differs between instruction sets.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Shape {
     pub(crate) element: Element,
     /// Output channels of one vector or tile.
@@ -88,8 +96,20 @@ pub(crate) struct Shape {
     pub(crate) fill: usize,
     /// Blocks are filled up to a multiple of so many.
     pub(crate) blocks: usize,
-    /// Whether all operands of a pixel are gathered into one run first.
-    pub(crate) gather: bool,
+    pub(crate) rows: Rows,
+}
+
+/// From where a tile's rows come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// The source itself.
+    Source,
+    /// All operands of a pixel are gathered into one run first.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for tiles"))]
+    Gathered,
+    /// Every kernel row is expanded first; these are the runs of what that gives.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for tiles"))]
+    Expanded(Vec<Run>),
 }
 
 impl Shape {
@@ -103,7 +123,7 @@ impl Shape {
             Isa::AmxInt8 => (Element::Byte, 16, 64, 2),
             Isa::NeonDot => (Element::Signed, 4, 4, 1),
         };
-        Some(Self { element, lanes, fill, blocks, gather: false })
+        Some(Self { element, lanes, fill, blocks, rows: Rows::Source })
     }
 }
 
@@ -150,14 +170,21 @@ impl Plan {
             })
             .collect();
         let mut gathered = Vec::new();
-        if shape.gather {
-            gathered = runs.iter().map(|run| (run.offset, run.length * bytes)).collect();
-            let length = geometry.products();
-            let groups = (length * bytes).next_multiple_of(shape.fill) / 4;
-            runs = vec![Run { offset: 0, groups, first: 0, length }];
-        }
-        if shape.fill == STEP && !shape.gather && channels.is_multiple_of(STEP) {
-            runs = steps_by_tap(geometry, row_pitch);
+        match shape.rows {
+            Rows::Source if shape.fill == STEP && channels.is_multiple_of(STEP) => {
+                runs = steps_by_tap(geometry, row_pitch);
+            }
+            Rows::Source => {}
+            Rows::Gathered => {
+                gathered = runs.iter().map(|run| (run.offset, run.length * bytes)).collect();
+                let length = geometry.products();
+                let groups = (length * bytes).next_multiple_of(shape.fill) / 4;
+                runs = vec![Run { offset: 0, groups, first: 0, length }];
+            }
+            Rows::Expanded(expanded) => {
+                gathered = runs[..taps].iter().map(|run| (run.offset, run.length * bytes)).collect();
+                runs = expanded;
+            }
         }
         let groups: usize = runs.iter().map(|run| run.groups).sum();
         let block_bytes = groups * lanes * 4;
@@ -284,7 +311,7 @@ impl Plan {
 }
 
 /// Bytes that one step of a tile multiplies.
-const STEP: usize = 64;
+pub(crate) const STEP: usize = 64;
 
 /// Runs of one step each, for channels that fill whole steps: taps of a kernel row side by side in time, so that all but
 /// one of a tile's pixels are still in the first-level cache when the next tap reads them.

@@ -6,3 +6,4 @@ pub(crate) mod avx512;
 pub(crate) mod bytes;
 pub(crate) mod depthwise;
 pub(crate) mod dot;
+pub(crate) mod expand;

@@ -178,6 +178,7 @@ impl Scale32 {
     ///
     /// # Safety
     /// 32 sums can be read from, 32 bytes written to each of the two addresses.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     pub(crate) unsafe fn store(&self, sums: [*const i32; 2], to: [*mut u8; 2]) {
         let mut words = [_mm512_setzero_si512(); 2];
@@ -243,17 +244,86 @@ pub(crate) unsafe fn gather(source: *const u8, pixels: &[usize], runs: &[(usize,
         unsafe {
             let mut to = rows.add(index * pitch);
             for &(run, bytes) in runs {
-                let from = source.add(pixel + run);
-                let mut at = 0;
-                loop {
-                    _mm512_storeu_si512(to.add(at).cast(), _mm512_loadu_si512(from.add(at).cast()));
-                    at += 64;
-                    if at >= bytes {
-                        break;
-                    }
-                }
+                copy_lines(source.add(pixel + run), to, bytes);
                 to = to.add(bytes);
             }
+        }
+    }
+}
+
+/// Pixels at one pitch that are copied to another.
+pub(crate) struct Spread {
+    pub(crate) from: *const u8,
+    pub(crate) from_pitch: usize,
+    pub(crate) to: *mut u8,
+    pub(crate) to_pitch: usize,
+    pub(crate) pixels: usize,
+}
+
+impl Spread {
+    /// 16 bytes of every pixel.
+    ///
+    /// # Safety
+    /// They may be read and written.
+    pub(crate) unsafe fn copy_16(&self) {
+        for pixel in 0..self.pixels {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let bytes = self.from.add(pixel * self.from_pitch).cast::<[u8; 16]>().read();
+                self.to.add(pixel * self.to_pitch).cast::<[u8; 16]>().write(bytes);
+            }
+        }
+    }
+
+    /// 32 bytes of every pixel.
+    ///
+    /// # Safety
+    /// They may be read and written; AVX2 is available.
+    #[target_feature(enable = "avx2")]
+    pub(crate) unsafe fn copy_32(&self) {
+        for pixel in 0..self.pixels {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let bytes = _mm256_loadu_si256(self.from.add(pixel * self.from_pitch).cast());
+                _mm256_storeu_si256(self.to.add(pixel * self.to_pitch).cast(), bytes);
+            }
+        }
+    }
+
+    /// The `runs` (offset and bytes) of every pixel, one after another, in whole lines.
+    ///
+    /// # Safety
+    /// Runs, rounded up to whole lines, may be read and written; AVX-512 F is available.
+    #[target_feature(enable = "avx512f")]
+    pub(crate) unsafe fn copy_runs(&self, runs: &[(usize, usize)]) {
+        for pixel in 0..self.pixels {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let from = self.from.add(pixel * self.from_pitch);
+                let mut to = self.to.add(pixel * self.to_pitch);
+                for &(run, bytes) in runs {
+                    copy_lines(from.add(run), to, bytes);
+                    to = to.add(bytes);
+                }
+            }
+        }
+    }
+}
+
+/// Copies `bytes` bytes, rounded up to whole lines, at least one.
+///
+/// # Safety
+/// They may be read and written; AVX-512 F is available.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn copy_lines(from: *const u8, to: *mut u8, bytes: usize) {
+    let mut at = 0;
+    loop {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_storeu_si512(to.add(at).cast(), _mm512_loadu_si512(from.add(at).cast())) };
+        at += 64;
+        if at >= bytes {
+            break;
         }
     }
 }
