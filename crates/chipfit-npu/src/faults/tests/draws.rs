@@ -68,6 +68,17 @@ fn draws_depend_on_the_key_alone() {
 }
 
 #[test]
+fn a_layer_has_the_same_faults_whatever_else_is_struck() {
+    let program = testing::program(11);
+    let text = "[[fault]]\nsites = [\"mul\", \"out\"]\nkind = \"flip\"\nber = 0.01\nlayers = \"*\"";
+    let all = resolve(text, &program);
+    let one = resolve(&text.replace("\"*\"", "1").replace("\"mul\", ", ""), &program);
+    let outs: Vec<Strike> = drawn(&one, one.key(3, 4), 1, 0);
+    assert!(!outs.is_empty());
+    assert!(drawn(&all, all.key(3, 4), 1, 0).ends_with(&outs));
+}
+
+#[test]
 fn the_faults_of_a_pinned_key_never_change() {
     let program = testing::program(11);
     let faults = resolve("[[fault]]\nsites = [\"out\"]\nkind = \"flip\"\nber = 0.05", &program);
