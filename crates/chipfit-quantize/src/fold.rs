@@ -7,6 +7,8 @@
 //! A BatchNormalization that stands elsewhere becomes a depthwise 1x1 convolution, whose weights have a scale for
 //! each channel and whose bias has 32 bits (behind two axes: Mul and Add).
 
+use std::collections::HashMap;
+
 use chipfit_model::build::{attr_i, attr_is, get_f, get_i, is_op, node};
 use chipfit_model::proto::NodeProto;
 use chipfit_model::{ConstTensor, Shapes};
@@ -33,40 +35,81 @@ struct Affine {
     shift: Vec<f64>,
 }
 
-/// Folds until nothing more can be folded.
+/// Who makes and who reads the values of a graph, kept up to date while nodes fold.
+struct Uses {
+    producers: HashMap<String, usize>,
+    readers: HashMap<String, usize>,
+}
+
+impl Uses {
+    fn of(graph: &Graph) -> Self {
+        let mut uses = Self { producers: HashMap::new(), readers: HashMap::new() };
+        for (position, node) in graph.nodes.iter().enumerate() {
+            uses.producers.extend(node.output.iter().map(|name| (name.clone(), position)));
+            node.input.iter().for_each(|name| *uses.readers.entry(name.clone()).or_default() += 1);
+        }
+        uses
+    }
+
+    fn readers(&self, name: &str) -> usize {
+        self.readers.get(name).copied().unwrap_or(0)
+    }
+}
+
+/// Folds all that can be folded.
 pub(crate) fn fold(graph: &mut Graph, shapes: &Shapes) -> Result<Folded, QuantizeError> {
     let mut folded = Folded::default();
-    let mut position = 0;
-    while let Some(node) = graph.nodes.get(position).cloned() {
+    let mut uses = Uses::of(graph);
+    // What a position holds in the end: nothing, the node, or what it became.
+    let mut result: Vec<Vec<NodeProto>> = Vec::with_capacity(graph.nodes.len());
+    for position in 0..graph.nodes.len() {
+        let Some(node) = graph.nodes.get(position).cloned() else { break };
         let is_norm = is_op(&node, "BatchNormalization");
         if is_norm {
-            check_inference(graph, &node)?;
+            check_inference(graph, &uses, &node)?;
         }
-        let found = sole_producer(graph, &node, shapes);
-        let done = match &found {
-            Some((producer, x)) => fold_into(graph, shapes, *producer, &node, *x)?,
-            None => false,
+        let done = match sole_producer(graph, &uses, &node, shapes) {
+            Some((producer, x)) => fold_into(graph, &uses, shapes, producer, &node, x)?.then_some(producer),
+            None => None,
         };
-        if done {
-            graph.nodes.remove(position);
+        if let Some(producer) = done {
             *(if is_norm { &mut folded.normalisations } else { &mut folded.constants }) += 1;
-            // The node before it moved up; what follows may now fold into the same producer.
-            continue;
-        }
-        if is_norm {
-            let nodes = normalisation(graph, shapes, &node)?;
-            graph.nodes.splice(position..=position, nodes);
+            // What follows may now fold into the same producer.
+            uses.producers.insert(output(&node).to_owned(), producer);
+            for name in &node.input {
+                uses.readers.entry(name.clone()).and_modify(|n| *n = n.saturating_sub(1));
+            }
+            if let Some(target) = graph.nodes.get(producer) {
+                for name in target.input.iter().skip(1) {
+                    uses.readers.entry(name.clone()).or_insert(1);
+                }
+            }
+            result.push(Vec::new());
+        } else if is_norm {
             folded.normalisations_kept += 1;
+            result.push(normalisation(graph, shapes, &node)?);
+        } else {
+            result.push(vec![node]);
         }
-        position += 1;
     }
+    // A node that others folded into stands changed in the graph.
+    let changed = std::mem::take(&mut graph.nodes).into_iter().zip(result);
+    graph.nodes = changed
+        .flat_map(|(now, then)| match then.as_slice() {
+            [one] if !is_op(&now, "BatchNormalization") => {
+                debug_assert_eq!(one.name, now.name);
+                vec![now]
+            }
+            _ => then,
+        })
+        .collect();
     Ok(folded)
 }
 
 /// A BatchNormalization that computes statistics is no classifier's.
-fn check_inference(graph: &Graph, node: &NodeProto) -> Result<(), QuantizeError> {
-    let readers = graph.readers();
-    let extra = node.output.iter().skip(1).any(|o| readers.contains_key(o.as_str()) || graph.is_output(o));
+fn check_inference(graph: &Graph, uses: &Uses, node: &NodeProto) -> Result<(), QuantizeError> {
+    let read = |name: &str| !name.is_empty() && (uses.readers(name) > 0 || graph.is_output(name));
+    let extra = node.output.iter().skip(1).any(|o| read(o));
     if extra || get_i(node, "training_mode").unwrap_or(0) != 0 {
         return Err(node_error(node, "it is in training mode; export the model for inference"));
     }
@@ -74,18 +117,17 @@ fn check_inference(graph: &Graph, node: &NodeProto) -> Result<(), QuantizeError>
 }
 
 /// The foldable node that makes the data input of `node`, if nothing else reads its result, and which input that is.
-fn sole_producer(graph: &Graph, node: &NodeProto, shapes: &Shapes) -> Option<(usize, usize)> {
+fn sole_producer(graph: &Graph, uses: &Uses, node: &NodeProto, shapes: &Shapes) -> Option<(usize, usize)> {
     let x = match node.op_type.as_deref()? {
         "BatchNormalization" => 0,
         "Add" | "Mul" => usize::from(graph.constant(node, 0).is_some()),
         _ => return None,
     };
     let name = input(node, x)?;
-    let readers = graph.readers();
-    if graph.is_output(name) || readers.get(name)?.len() != 1 {
+    if graph.is_output(name) || uses.readers(name) != 1 {
         return None;
     }
-    let producer = *graph.producers().get(name)?;
+    let producer = *uses.producers.get(name)?;
     let made_by = graph.nodes.get(producer)?;
     Product::of(graph, shapes, made_by).map(|_| (producer, x))
 }
@@ -121,6 +163,7 @@ impl Product {
         let (layout, rank, channels) = if is_op(node, "Conv") {
             (Layout::First, dims.len(), *dims.first()?)
         } else if is_op(node, "ConvTranspose") {
+            dims.first()?.checked_rem(groups).filter(|&rest| rest == 0)?;
             (Layout::Transposed, dims.len(), dims.get(1)?.checked_mul(groups)?)
         } else if is_op(node, "Gemm") {
             match get_i(node, "transB").unwrap_or(0) {
@@ -166,6 +209,7 @@ impl Product {
 /// Folds `node` into the node at `producer`; `false` where it is not linear per channel.
 fn fold_into(
     graph: &mut Graph,
+    uses: &Uses,
     shapes: &Shapes,
     producer: usize,
     node: &NodeProto,
@@ -180,8 +224,7 @@ fn fold_into(
         Some(old) => old.iter().zip(&affine.scale).zip(&affine.shift).map(|((b, s), t)| b * s + t).collect(),
         None => affine.shift.clone(),
     };
-    let readers = graph.readers();
-    let is_shared = |name: &str| readers.get(name).is_none_or(|r| r.len() > 1) || graph.is_output(name);
+    let is_shared = |name: &str| uses.readers(name) != 1 || graph.is_output(name);
     let weight_name = input(&target, 1).unwrap_or_default().to_owned();
     let bias_name = input(&target, 2).map(str::to_owned);
     let (weight_shared, bias_shared) = (is_shared(&weight_name), bias_name.as_deref().is_none_or(is_shared));

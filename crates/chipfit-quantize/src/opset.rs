@@ -193,7 +193,7 @@ fn bound(graph: &mut Graph, node: &NodeProto, what: &str) -> String {
 
 fn attribute_to_input(graph: &mut Graph, old: &NodeProto, new: &mut NodeProto, what: &str) {
     if let Some(values) = get_is(old, what) {
-        let name = vector(graph, old, what, &values.to_vec());
+        let name = vector(graph, old, what, values);
         new.attribute.retain(|a| a.name.as_deref() != Some(what));
         new.input.truncate(1);
         new.input.push(name);

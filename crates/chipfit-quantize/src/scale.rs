@@ -134,3 +134,6 @@ pub(crate) fn bias_limit(terms: usize, activations: Activations) -> i64 {
     // Where the products alone can leave it, no bias helps: half the range is the bias's.
     (i64::from(i32::MAX) - products).max(1 << 30)
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,16 +4,16 @@
 //! constant become Add and Mul, a mean over all of a picture becomes GlobalAveragePool, Gemm loses its factors and
 //! its transposed first operand. Every step keeps the model's function; only rounding of constants may differ.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
-use chipfit_model::build::{attr_i, attr_is, get_f, get_i, get_is, is_op, node, value_info};
+use chipfit_model::build::{attr, attr_i, attr_is, get_f, get_i, get_is, get_s, is_op, node, value_info};
 use chipfit_model::proto::{NodeProto, ValueInfoProto};
 use chipfit_model::{ConstTensor, DataType, Index, Shapes, shape};
 use chipfit_run::engine::{Engine as _, RtenEngine};
 
 use crate::error::QuantizeError;
-use crate::graph::{Graph, input, node_error, output};
+use crate::graph::{Graph, input, name_of, node_error, output};
 use crate::opset;
 
 /// The types of all values of `graph`.
@@ -22,11 +22,14 @@ pub(crate) fn types(graph: &Graph) -> Result<Shapes, QuantizeError> {
     Ok(shape::infer(&Index::new(&model), &BTreeMap::new())?)
 }
 
+/// Most elements of a constant that is computed here.
+const MAX_FOLDED: usize = 1 << 28;
+
 /// All of it, the operator set included.
 pub(crate) fn simplify(graph: &mut Graph) -> Result<(), QuantizeError> {
     drop_idle(graph)?;
     // Shapes are read under the old operator set, whose rules they follow.
-    let shapes = types_of_old(graph)?;
+    let shapes = types(graph)?;
     opset::raise(graph, &shapes)?;
     fold_constants(graph)?;
     let shapes = types(graph)?;
@@ -35,43 +38,59 @@ pub(crate) fn simplify(graph: &mut Graph) -> Result<(), QuantizeError> {
     Ok(())
 }
 
-fn types_of_old(graph: &Graph) -> Result<Shapes, QuantizeError> {
-    types(graph)
-}
-
 /// Removes Identity and Dropout.
 fn drop_idle(graph: &mut Graph) -> Result<(), QuantizeError> {
-    let mut position = 0;
-    while let Some(node) = graph.nodes.get(position) {
-        let dropout = is_op(node, "Dropout");
-        if !is_op(node, "Identity") && !dropout {
-            position += 1;
+    let readers: BTreeSet<String> = graph.nodes.iter().flat_map(|n| &n.input).cloned().collect();
+    let outputs: BTreeSet<String> = graph.outputs.iter().map(|o| name_of(o).to_owned()).collect();
+    let mut renamed: HashMap<String, String> = HashMap::new();
+    // Outputs of the model behind an idle node, with the value that they are.
+    let mut outlets: Vec<(String, String)> = Vec::new();
+    let mut kept = Vec::with_capacity(graph.nodes.len());
+    for mut node in std::mem::take(&mut graph.nodes) {
+        for name in &mut node.input {
+            if let Some(new) = renamed.get(name) {
+                new.clone_into(name);
+            }
+        }
+        let dropout = is_op(&node, "Dropout");
+        if !is_op(&node, "Identity") && !dropout {
+            kept.push(node);
             continue;
         }
-        let node = node.clone();
         let (Some(x), y) = (input(&node, 0), output(&node)) else { return Err(node_error(&node, "it has no input")) };
         if dropout {
             let mask = node.output.get(1).filter(|m| !m.is_empty());
-            if mask.is_some_and(|m| graph.is_output(m) || graph.readers().contains_key(m.as_str())) {
+            if mask.is_some_and(|m| outputs.contains(m) || readers.contains(m)) {
                 return Err(node_error(&node, "its mask is read; export the model for inference"));
             }
             if !opset::is_idle_dropout(graph, &node) {
                 return Err(node_error(&node, "it drops at run time; export the model for inference"));
             }
         }
-        if !graph.is_output(y) {
-            graph.redirect(y, x);
-        } else if !graph.is_input(x) && !graph.is_output(x) && !graph.constants.contains_key(x) {
-            // The value takes the name that callers know.
-            graph.redirect(x, y);
-            for name in graph.nodes.iter_mut().flat_map(|n| &mut n.output).filter(|name| *name == x) {
-                y.clone_into(name);
-            }
+        if !outputs.contains(y) {
+            renamed.insert(y.to_owned(), x.to_owned());
+        } else if !graph.is_input(x) && !outputs.contains(x) && !graph.constants.contains_key(x) {
+            outlets.push((x.to_owned(), y.to_owned()));
         } else {
-            position += 1;
-            continue;
+            kept.push(node);
         }
-        graph.nodes.remove(position);
+    }
+    graph.nodes = kept;
+    for (x, y) in outlets {
+        // A value takes the name that callers know; where it has taken one already, a second name stays a node.
+        if graph.producers().contains_key(x.as_str()) {
+            graph.redirect(&x, &y);
+            graph
+                .nodes
+                .iter_mut()
+                .flat_map(|n| &mut n.output)
+                .filter(|name| **name == x)
+                .for_each(|name| y.clone_into(name));
+            renamed.insert(x, y);
+        } else {
+            let x = renamed.get(&x).cloned().unwrap_or(x);
+            graph.nodes.push(node("Identity", &format!("{y}_copy"), &[x], &[y], Vec::new()));
+        }
     }
     Ok(())
 }
@@ -85,7 +104,11 @@ fn fold_constants(graph: &mut Graph) -> Result<(), QuantizeError> {
     for (position, node) in graph.nodes.iter().enumerate() {
         let reads_only_constants =
             !node.input.is_empty() && node.input.iter().all(|i| i.is_empty() || known.contains(i.as_str()));
-        if reads_only_constants && !is_random(node) {
+        let is_small = |name: &String| {
+            let dims = shapes.get(0, name).known_dims();
+            dims.and_then(|d| d.iter().try_fold(1usize, |n, &d| n.checked_mul(d))).is_some_and(|n| n <= MAX_FOLDED)
+        };
+        if reads_only_constants && !is_random(node) && node.output.iter().filter(|o| !o.is_empty()).all(is_small) {
             known.extend(node.output.iter().map(String::as_str));
             constant_nodes.push(position);
         }
@@ -163,6 +186,7 @@ fn respell(graph: &mut Graph, shapes: &Shapes) -> Result<(), QuantizeError> {
             "Sum" if old.input.len() == 2 => next.push(NodeProto { op_type: Some("Add".to_owned()), ..old }),
             "ReduceMean" => next.extend(mean(graph, shapes, &old).unwrap_or_else(|| vec![old])),
             "Gemm" => next.extend(gemm(graph, shapes, &old)?),
+            "Conv" | "ConvTranspose" => next.push(spelled_out(graph, old)),
             _ => next.push(old),
         }
     }
@@ -190,7 +214,7 @@ fn by_constant(graph: &mut Graph, old: &NodeProto) -> Option<NodeProto> {
         return None;
     }
     let changed: Vec<f64> = values.iter().map(|v| if subtracts { -v } else { 1.0 / v }).collect();
-    let tensor = float_tensor(&constant.dims().to_vec(), &changed)?;
+    let tensor = float_tensor(constant.dims(), &changed)?;
     let suffix = if subtracts { "negated" } else { "inverse" };
     let name = graph.add_constant(&format!("{}_{suffix}", input(old, 1)?), tensor);
     let mut new = old.clone();
@@ -223,6 +247,29 @@ fn mean(graph: &mut Graph, shapes: &Shapes, old: &NodeProto) -> Option<Vec<NodeP
     ])
 }
 
+/// A convolution with its kernel, strides, dilations and pads written out: once its weight is dequantised at run
+/// time, not every reader finds them in its shape.
+fn spelled_out(graph: &Graph, mut convolution: NodeProto) -> NodeProto {
+    let Some(kernel) = graph.constant(&convolution, 1).and_then(|w| w.dims().get(2..)) else { return convolution };
+    let kernel: Vec<i64> = kernel.iter().map(|&k| i64::try_from(k).unwrap_or(i64::MAX)).collect();
+    let axes = kernel.len();
+    let explicit = get_s(&convolution, "auto_pad").unwrap_or("NOTSET") == "NOTSET";
+    // With a given output shape ConvTranspose finds its own pads.
+    let pads = explicit && attr(&convolution, "output_shape").is_none();
+    let defaults = [
+        ("kernel_shape", Some(kernel)),
+        ("strides", Some(vec![1; axes])),
+        ("dilations", Some(vec![1; axes])),
+        ("pads", pads.then(|| vec![0; axes.saturating_mul(2)])),
+    ];
+    for (name, values) in defaults {
+        if let Some(values) = values.filter(|_| attr(&convolution, name).is_none()) {
+            convolution.attribute.push(attr_is(name, &values));
+        }
+    }
+    convolution
+}
+
 /// A Gemm of factors 1 whose first operand is not transposed and whose third is a vector of one value per column;
 /// a third operand of another kind becomes an Add. Attributes that are left: transB.
 fn gemm(graph: &mut Graph, shapes: &Shapes, old: &NodeProto) -> Result<Vec<NodeProto>, QuantizeError> {
@@ -253,6 +300,8 @@ fn gemm(graph: &mut Graph, shapes: &Shapes, old: &NodeProto) -> Result<Vec<NodeP
         return Ok(nodes);
     };
     let b_dims = graph.constants.get(b).map(|t| t.dims().to_vec()).or_else(|| shapes.get(0, b).known_dims());
+    let b_dims =
+        b_dims.filter(|d| d.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).is_some_and(|n| n <= MAX_FOLDED));
     let columns = b_dims
         .and_then(|d| if get_i(old, "transB").unwrap_or(0) != 0 { d.first().copied() } else { d.get(1).copied() });
     let vector = graph.constants.get(c).and_then(|t| {

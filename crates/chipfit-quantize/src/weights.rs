@@ -33,6 +33,9 @@ pub(crate) fn quantise(
     options: &Options,
 ) -> Option<Quantised> {
     let (dims, values) = (weight.dims(), float_values(weight));
+    if values.is_empty() {
+        return None;
+    }
     let axis = channel_axis(node, weight).filter(|_| options.weights == Weights::PerChannel);
     let count = axis.map_or(Some(1), |axis| dims.get(axis).copied())?;
     let inner: usize = axis.map_or(values.len(), |axis| dims.iter().skip(axis + 1).product());
@@ -86,10 +89,8 @@ fn products(node: &NodeProto, dims: &[usize]) -> Option<usize> {
         let groups = usize::try_from(get_i(node, "group").unwrap_or(1)).ok()?;
         return dims.first()?.checked_div(groups)?.checked_mul(of(dims.get(2..)?)?);
     }
-    match channel_axis(node, &ConstTensor::new(DataType::Int8, vec![1; dims.len()], vec![0])?) {
-        Some(0) => dims.get(1).copied(),
-        _ => dims.get(dims.len().checked_sub(2).unwrap_or_default()).copied(),
-    }
+    let turned = is_op(node, "Gemm") && get_i(node, "transB").unwrap_or(0) != 0;
+    dims.get(if turned { 1 } else { dims.len().saturating_sub(2) }).copied()
 }
 
 /// A bias in units of the accumulator, with the scales of those units (one for each element, or one for all).
@@ -128,3 +129,6 @@ pub(crate) fn zero_point_bytes(quantizer: &Quantizer) -> Option<u8> {
         _ => i8::try_from(quantizer.zero_point).ok().map(i8::cast_unsigned),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,7 @@ use crate::calibrate::{Ranges, float_values};
 use crate::error::QuantizeError;
 use crate::graph::{Graph, input, label, node_error, operator, output};
 use crate::groups::{Groups, constant_range};
-use crate::options::Options;
+use crate::options::{Activations, Options, Weights};
 use crate::places::{Bounds, Role, data_outputs, has_weight, quantised_inputs};
 use crate::prepare::Prepared;
 use crate::report::{FloatNode, Report, TensorReport, WeightReport};
@@ -132,6 +132,9 @@ impl Writer<'_> {
             if is_saturation(&self.quantizer(output(node))?, *limits) {
                 removed.insert(position);
                 renamed.insert(before, output(node));
+            } else if self.options.activations != Activations::Uint8 {
+                // ONNX Runtime fuses nothing here, and one rounding of the clipped value is all that is needed.
+                self.names.remove(before);
             }
         }
         self.report.removed_activations = removed.len();
@@ -148,7 +151,7 @@ impl Writer<'_> {
             self.nodes.push(new);
             for name in &node.output {
                 let made = renamed.get(name.as_str()).copied().unwrap_or(name.as_str());
-                if prepared.places.quantised.contains(made) {
+                if self.names.contains_key(made) {
                     self.quantise_tensor(made)?;
                 }
             }
@@ -204,7 +207,7 @@ impl Writer<'_> {
         let integers = weights::quantise_constant(tensor, &quantizer).ok_or_else(broken)?;
         let scale = self.scale_constant(&scale_name, &[quantizer.scale], None);
         let zero_point = self.zero_point_constant(&scale_name, &quantizer);
-        Ok(self.dequantised_constant(name, integers, &scale, Some(&zero_point), None))
+        Ok(self.dequantised_constant(name, integers, &scale, Some(&zero_point), None).1)
     }
 
     /// Weight and bias of Conv, ConvTranspose, Gemm and MatMul.
@@ -240,7 +243,7 @@ impl Writer<'_> {
         let (integers, scales) = quantised.ok_or_else(|| broken("its bias is too long"))?;
         let axis = (scales.len() > 1 || self.has_axis(node)).then_some(0);
         let scale = self.scale_constant(name, &scales, axis);
-        let dequantised = self.dequantised_constant(name, integers, &scale, None, axis);
+        let (_, dequantised) = self.dequantised_constant(name, integers, &scale, None, axis);
         if let Some(slot) = new.input.get_mut(2) {
             *slot = dequantised;
         }
@@ -251,7 +254,7 @@ impl Writer<'_> {
     fn has_axis(&self, node: &NodeProto) -> bool {
         let graph = &self.prepared.graph;
         let weight = graph.constant(node, 1).filter(|_| has_weight(graph, node));
-        self.options.weights == crate::options::Weights::PerChannel
+        self.options.weights == Weights::PerChannel
             && weight.is_some_and(|w| crate::places::channel_axis(node, w).is_some())
     }
 
@@ -276,12 +279,12 @@ impl Writer<'_> {
         let dims = if quantised.axis.is_some() { vec![count] } else { Vec::new() };
         let zeros = ConstTensor::new(DataType::Int8, dims, vec![0; count]).ok_or_else(broken)?;
         let zero_point = self.graph.add_constant(&format!("{name}_zero_point"), zeros);
-        let dequantised = self.dequantised_constant(name, quantised.weight, &scale, Some(&zero_point), quantised.axis);
-        let integer = self.nodes.iter().rev().find(|n| output(n) == dequantised).and_then(|n| n.input.first());
+        let (integer, dequantised) =
+            self.dequantised_constant(name, quantised.weight, &scale, Some(&zero_point), quantised.axis);
         self.report.weights.push(WeightReport {
             node: label(node),
             name: name.to_owned(),
-            integer: integer.cloned().unwrap_or_default(),
+            integer,
             scales: count,
             scale_range: (least, most),
             widened: quantised.widened,
@@ -309,7 +312,7 @@ impl Writer<'_> {
         }
     }
 
-    /// The dequantised form of an integer constant; nodes that read the same one share it.
+    /// The names of an integer constant and of its dequantised form; nodes that read the same one share it.
     fn dequantised_constant(
         &mut self,
         name: &str,
@@ -317,11 +320,11 @@ impl Writer<'_> {
         scale: &str,
         zero_point: Option<&str>,
         axis: Option<usize>,
-    ) -> String {
+    ) -> (String, String) {
         let integer = self.graph.add_constant(&format!("{name}_quantized"), integers);
         let key = (integer.clone(), scale.to_owned());
         if let Some(known) = self.constants.get(&key) {
-            return known.clone();
+            return (integer, known.clone());
         }
         let dequantised = self.graph.fresh(&format!("{name}_dequantized"));
         let inputs: Vec<&str> = [integer.as_str(), scale].into_iter().chain(zero_point).collect();
@@ -330,7 +333,7 @@ impl Writer<'_> {
         let node_name = format!("{dequantised}_DequantizeLinear");
         self.nodes.push(node("DequantizeLinear", &node_name, &inputs, &[dequantised.as_str()], attributes));
         self.constants.insert(key, dequantised.clone());
-        dequantised
+        (integer, dequantised)
     }
 
     /// QuantizeLinear and DequantizeLinear behind a tensor.

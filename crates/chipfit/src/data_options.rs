@@ -194,8 +194,8 @@ impl PictureInput {
         fixed.unwrap_or_else(|| (VALUES / preprocess.len().max(1)).clamp(1, 16))
     }
 
-    /// `values` of `count` pictures as the input's tensor.
-    pub(crate) fn tensor(&self, preprocess: &Preprocess, count: usize, values: &[f32]) -> Result<ConstTensor> {
+    /// The shape of the input for `count` pictures.
+    pub(crate) fn shape(&self, preprocess: &Preprocess, count: usize) -> Vec<usize> {
         let [height, width] = preprocess.size;
         let channels = preprocess.colour.channels();
         let rest: Vec<usize> = match (self.dims.as_slice(), preprocess.layout) {
@@ -203,15 +203,20 @@ impl PictureInput {
             ([_, _, _, _], Layout::Nhwc) => vec![height, width, channels],
             // Another rank: the lengths that the model fixes, one open length being what is left.
             (dims, _) => {
-                let known: usize =
-                    dims.iter().skip(1).map(|d| d.map_or(1, |n| usize::try_from(n).unwrap_or(0))).product();
+                let length = |dim: &Option<u64>| dim.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+                let known = dims.iter().skip(1).filter_map(length).fold(1usize, usize::saturating_mul);
                 let open = preprocess.len().checked_div(known).unwrap_or(0);
-                dims.iter().skip(1).map(|d| d.map_or(open, |n| usize::try_from(n).unwrap_or(0))).collect()
+                dims.iter().skip(1).map(|dim| length(dim).unwrap_or(open)).collect()
             }
         };
-        let dims: Vec<usize> = std::iter::once(count).chain(rest).collect();
-        let shown = format!("{dims:?}");
-        ConstTensor::from_f32(dims, values).with_context(|| {
+        std::iter::once(count).chain(rest).collect()
+    }
+
+    /// `values` of `count` pictures as the input's tensor.
+    pub(crate) fn tensor(&self, preprocess: &Preprocess, count: usize, values: &[f32]) -> Result<ConstTensor> {
+        let shape = self.shape(preprocess, count);
+        let shown = format!("{shape:?}");
+        ConstTensor::from_f32(shape, values).with_context(|| {
             format!("input '{}' takes {shown}, a batch of {count} pictures has {} values", self.name, values.len())
         })
     }

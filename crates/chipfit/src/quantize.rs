@@ -3,9 +3,10 @@
 //! Model -> folded model -> ranges on calibration pictures -> QDQ model -> a temporary file -> renamed, with the
 //! preprocessing beside it. No output file is left where anything fails.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use chipfit_data::{DataSet, PreferredSplit, Preprocess, Subset};
 use chipfit_model::onnx::Overwrite;
 use chipfit_model::{ConstTensor, Model};
@@ -14,11 +15,11 @@ use chipfit_run::engine::{Engine, RtenEngine};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use crate::compare;
 use crate::data_options::{DataFlags, PictureInput, write_preprocess};
 use crate::failure::usage;
 use crate::options;
 use crate::terminal::{self, Table, note, printable};
+use crate::{bounds, compare};
 
 /// Quantise a float classifier to 8-bit integers (QDQ), calibrated on pictures.
 #[derive(Args, Debug)]
@@ -193,6 +194,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let (preprocess, file) = arguments.data.preprocess.resolve(&arguments.model, &input)?;
     let from = file.map_or_else(|| "flags and the input's shape".to_owned(), |f| f.display().to_string());
     note(&printable(&format!("preprocessing ({from}): {preprocess}")));
+    let shape = input.shape(&preprocess, input.batch(&preprocess));
+    if let Some(why) = bounds::objection(&model, &BTreeMap::from([(input.name.clone(), shape)]), None) {
+        bail!("'{}' is not run: {why}", arguments.model.display());
+    }
     let prepared = Prepared::new(&model).with_context(|| format!("'{}'", arguments.model.display()))?;
     let set = match &arguments.calibration_data {
         Some(spec) => arguments.data.open_other(spec, "--calibration-data", PreferredSplit::Train)?,
