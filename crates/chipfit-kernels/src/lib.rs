@@ -14,6 +14,7 @@
 
 mod buffer;
 mod conv;
+mod delta;
 mod depthwise;
 mod drive;
 mod elementwise;
@@ -35,6 +36,7 @@ mod arm;
 mod x86;
 
 pub use conv::Conv;
+pub use delta::{DotRun, changed_sums, dot_runs, requantize_changed};
 pub use elementwise::{Add, Rounding, lookup};
 pub use error::KernelError;
 pub use geometry::ConvGeometry;

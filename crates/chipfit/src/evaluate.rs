@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use chipfit_campaign::statistics::Share;
-use chipfit_data::{DataSet, Preprocess, PreferredSplit, Subset};
+use chipfit_data::{DataSet, PreferredSplit, Preprocess, Subset};
 use chipfit_npu::faults::{Faults, Site};
 use chipfit_npu::{Batch, Processor, Program, Request};
 use clap::Args;
@@ -177,8 +177,7 @@ fn evaluate_quantised(arguments: &Arguments, pictures: &Pictures, begin: Instant
         drawn_per_inference: None,
         tmr_penalty_percent: 100.0 * protection.penalty(&program),
     });
-    let mut processor =
-        arguments.processor.open(&arguments.model, program, faults, protection, arguments.seed)?;
+    let mut processor = arguments.processor.open(&arguments.model, program, faults, protection, arguments.seed)?;
     let trace = match (&arguments.dump, &arguments.output) {
         (Some(tensors), Some(output)) => {
             dump::write(processor.as_mut(), pictures, tensors, arguments.dump_images, output)?;
@@ -354,7 +353,10 @@ fn text(document: &Document) -> String {
             if sites.is_empty() { "none".to_owned() } else { sites.join(", ") },
             faults.drawn_per_inference.map_or_else(String::new, |drawn| format!(", {drawn:.4} drawn")),
         ));
-        out.push_str(&format!("TMR        {:.1}% more MACs\nseed       {}\n", faults.tmr_penalty_percent, document.seed));
+        out.push_str(&format!(
+            "TMR        {:.1}% more MACs\nseed       {}\n",
+            faults.tmr_penalty_percent, document.seed
+        ));
     }
     out.push_str(&format!("speed      {:.1} images/s (forward passes)\n", document.images_per_second));
     if let Some(trace) = &document.trace {

@@ -33,7 +33,9 @@ impl FromStr for ProcessorFlag {
         match text {
             "sim" => Ok(Self::Sim),
             "onnxruntime" => Ok(Self::OnnxRuntime),
-            _ if text.contains(':') => Err("remote processors (HOST:PORT) do not exist yet; take sim or onnxruntime".into()),
+            _ if text.contains(':') => {
+                Err("remote processors (HOST:PORT) do not exist yet; take sim or onnxruntime".into())
+            }
             _ => Err("expected sim or onnxruntime".into()),
         }
     }
@@ -128,7 +130,8 @@ impl ProcessorFlags {
 
     /// Threads to use.
     pub(crate) fn threads(&self) -> usize {
-        self.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get), NonZeroUsize::get)
+        self.threads
+            .map_or_else(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get), NonZeroUsize::get)
     }
 
     /// What the simulator is to be.
@@ -156,7 +159,9 @@ impl ProcessorFlags {
             }
             ProcessorFlag::OnnxRuntime => {
                 if faults.is_some() || protection != Protection::none() {
-                    return Err(usage("--faults and --tmr are for the simulated processor; ONNX Runtime makes no errors"));
+                    return Err(usage(
+                        "--faults and --tmr are for the simulated processor; ONNX Runtime makes no errors",
+                    ));
                 }
                 let places = match &self.onnxruntime {
                     Some(library) => Places { library: Some(library.clone()), ..Places::from_environment() },

@@ -42,14 +42,16 @@ pub(super) fn write(
     let values = set.batch(0..images, &pictures.preprocess)?;
     let input = processor.program().quantise_input(&values);
     let ids: Vec<u64> = (0..images).map(|index| set.id(index)).collect();
-    let trace = processor.forward(&Request { batch: Batch { pictures: &ids, input: &input }, trial: 0, wanted: &wanted })?;
+    let trace =
+        processor.forward(&Request { batch: Batch { pictures: &ids, input: &input }, trial: 0, wanted: &wanted })?;
     let mut file = NpzWriter::create(output)?;
     let program = processor.program();
     for &id in &wanted {
         let tensor = program.tensor(id);
         let bytes = if id == program.input() { Some(&input) } else { trace.tensors.get(&id) };
         let Some(bytes) = bytes else { bail!("the processor did not return '{}'", tensor.name) };
-        let words: Vec<u8> = to_model_layout(bytes, &tensor.shape).into_iter().map(|byte| tensor.to_word(byte)).collect();
+        let words: Vec<u8> =
+            to_model_layout(bytes, &tensor.shape).into_iter().map(|byte| tensor.to_word(byte)).collect();
         let shape: Vec<usize> = std::iter::once(images).chain(tensor.shape.iter().copied()).collect();
         match tensor.word {
             Word::Unsigned => file.add(&tensor.name, &shape, ArrayData::U8(&words))?,
@@ -61,7 +63,8 @@ pub(super) fn write(
     }
     let ids: Vec<i64> = ids.iter().map(|&id| i64::try_from(id).unwrap_or(i64::MAX)).collect();
     file.add("__pictures__", &[images], ArrayData::I64(&ids))?;
-    let input_shape: Vec<usize> = std::iter::once(images).chain(program.tensor(program.input()).shape.iter().copied()).collect();
+    let input_shape: Vec<usize> =
+        std::iter::once(images).chain(program.tensor(program.input()).shape.iter().copied()).collect();
     file.add("__input__", &input_shape, ArrayData::F32(&values))?;
     file.finish()?;
     Ok(())
