@@ -119,8 +119,12 @@ impl<'m, 'i> Lowering<'m, 'i> {
         if !graph.nodes.iter().any(|node| grid::is_quantize(node) || grid::is_dequantize(node)) {
             return Err(LowerError::NotQuantised);
         }
-        let float_inputs: Vec<&str> =
-            graph.inputs.iter().copied().filter(|name| matches!(graph.producer(name), Some(Producer::Input(_)))).collect();
+        let float_inputs: Vec<&str> = graph
+            .inputs
+            .iter()
+            .copied()
+            .filter(|name| matches!(graph.producer(name), Some(Producer::Input(_))))
+            .collect();
         let [input_name] = float_inputs.as_slice() else {
             return Err(LowerError::Inputs { names: float_inputs.iter().map(|&name| name.to_owned()).collect() });
         };

@@ -76,7 +76,11 @@ impl Lowering<'_, '_> {
         // Up to here on the source's grid: pools before the first function, and what stands before them.
         let before = first.and_then(|first| links[..first].iter().rposition(is_pool)).map_or(0, |pool| pool + 1);
         if let Some(link) = links[..before].iter().find(|link| !link.is_exact_on(source)) {
-            return Err(self.unsupported(link.position, "its fill value is not on the input's grid", "quantise its output"));
+            return Err(self.unsupported(
+                link.position,
+                "its fill value is not on the input's grid",
+                "quantise its output",
+            ));
         }
         let functions: Vec<(usize, Function)> = links
             .iter()
@@ -117,8 +121,7 @@ impl Lowering<'_, '_> {
             }
             let shape = shape.unwrap_or_else(|| self.tensors[at.0].shape.clone());
             let is_last = number + 1 == steps && !name.is_empty();
-            let to =
-                if is_last { self.add_tensor(name, shape, on) } else { self.add_internal(position, shape, on) };
+            let to = if is_last { self.add_tensor(name, shape, on) } else { self.add_internal(position, shape, on) };
             self.add_step(position, op, vec![at], to);
             at = to;
         }
@@ -150,7 +153,11 @@ impl Lowering<'_, '_> {
                 Some(movement) if !movement.fills() => LinkKind::Move(movement),
                 _ => {
                     let what = format!("{} on the integer tensor '{}'", op_type(node), self.tensors[from.0].name);
-                    return Err(self.unsupported(position, &what, "put it between DequantizeLinear and QuantizeLinear"));
+                    return Err(self.unsupported(
+                        position,
+                        &what,
+                        "put it between DequantizeLinear and QuantizeLinear",
+                    ));
                 }
             }
         };

@@ -3,8 +3,8 @@
 //! A [`Movement`] counts in the model's row-major order of one picture; [`Movement::into_op`] turns it to the
 //! program's layout. Shapes come from inference, so that Reshape's own arithmetic is not repeated here.
 
-use chipfit_model::build::{get_i, get_is, get_s, is_op};
 use chipfit_model::DataType;
+use chipfit_model::build::{get_i, get_is, get_s, is_op};
 
 use super::{LowerError, Lowering, op_type};
 use crate::program::{Op, Source, to_channels_last};
@@ -79,8 +79,22 @@ impl Lowering<'_, '_> {
     /// The node at `position` as a movement to its output `output`; `None` for other operators.
     pub(super) fn movement(&self, position: usize, output: &str) -> Result<Option<Movement>, LowerError> {
         const KNOWN: [&str; 16] = [
-            "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Cast", "Transpose", "Pad", "Slice",
-            "Split", "Resize", "Upsample", "DepthToSpace", "SpaceToDepth", "Gather",
+            "Reshape",
+            "Flatten",
+            "Squeeze",
+            "Unsqueeze",
+            "Identity",
+            "Dropout",
+            "Cast",
+            "Transpose",
+            "Pad",
+            "Slice",
+            "Split",
+            "Resize",
+            "Upsample",
+            "DepthToSpace",
+            "SpaceToDepth",
+            "Gather",
         ];
         let node = self.node(position);
         let Some(known) = KNOWN.into_iter().find(|known| is_op(node, known)) else { return Ok(None) };
@@ -151,7 +165,9 @@ impl Lowering<'_, '_> {
         if let Some(name) = node.input.get(input).filter(|name| !name.is_empty()) {
             let tensor = self.constant(position, name, attribute)?;
             let values = tensor.to_i64_vec();
-            return values.map(Some).ok_or_else(|| self.unsupported(position, &format!("{attribute} of floats"), "use integers"));
+            return values
+                .map(Some)
+                .ok_or_else(|| self.unsupported(position, &format!("{attribute} of floats"), "use integers"));
         }
         Ok(get_is(node, attribute).map(<[i64]>::to_vec))
     }
@@ -272,7 +288,11 @@ impl Lowering<'_, '_> {
         let to_space = is_op(node, "DepthToSpace");
         let deep = if to_space { from } else { &shape };
         if block == 0 || from.len() != 3 || shape.len() != 3 || !deep[0].is_multiple_of(block * block) {
-            return Err(self.unsupported(position, &format!("blocksize {block} of shape {from:?}"), "correct the model"));
+            return Err(self.unsupported(
+                position,
+                &format!("blocksize {block} of shape {from:?}"),
+                "correct the model",
+            ));
         }
         let thin = deep[0] / (block * block);
         // SpaceToDepth has one order, that of DepthToSpace's DCR.
@@ -296,11 +316,8 @@ impl Lowering<'_, '_> {
         let node = self.node(position);
         let old = is_op(node, "Upsample") || self.index.scopes[0].opset < 11;
         let mode = get_s(node, "mode").unwrap_or("nearest");
-        let transformation = if old {
-            "asymmetric"
-        } else {
-            get_s(node, "coordinate_transformation_mode").unwrap_or("half_pixel")
-        };
+        let transformation =
+            if old { "asymmetric" } else { get_s(node, "coordinate_transformation_mode").unwrap_or("half_pixel") };
         let nearest = if old { "floor" } else { get_s(node, "nearest_mode").unwrap_or("round_prefer_floor") };
         let known = ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"].contains(&transformation);
         let policy = get_s(node, "keep_aspect_ratio_policy").unwrap_or("stretch");

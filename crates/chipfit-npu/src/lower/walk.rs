@@ -26,11 +26,7 @@ pub(super) enum Operand {
     /// An activation.
     Tensor(TensorId),
     /// A constant on a grid, in the model's order, with all its axes.
-    Constant {
-        shape: Vec<usize>,
-        grid: Grid,
-        bytes: Vec<u8>,
-    },
+    Constant { shape: Vec<usize>, grid: Grid, bytes: Vec<u8> },
 }
 
 impl<'m> Lowering<'m, '_> {
@@ -181,7 +177,9 @@ impl<'m> Lowering<'m, '_> {
             Origin::Node(computes) => {
                 let result = self.lower_computation(computes, source, links, grid, name);
                 match result {
-                    Err(why) if self.options.float_fallback => self.keep_in_float(position, computes, shape, grid, &why)?,
+                    Err(why) if self.options.float_fallback => {
+                        self.keep_in_float(position, computes, shape, grid, &why)?
+                    }
                     other => other?,
                 }
             }
@@ -201,7 +199,8 @@ impl<'m> Lowering<'m, '_> {
         if let Some(id) = self.input {
             let first = &self.tensors[id.0];
             if Grid::of(first) != grid {
-                let what = format!("'{input}' is quantised twice, with different parameters (first as '{}')", first.name);
+                let what =
+                    format!("'{input}' is quantised twice, with different parameters (first as '{}')", first.name);
                 return Err(self.quantisation(position, what));
             }
             return Ok(id);

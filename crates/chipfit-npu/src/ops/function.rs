@@ -120,20 +120,40 @@ impl Function {
         match self {
             Self::Relu => x.max(0.0),
             Self::Clip { low, high } => x.max(low).min(high),
-            Self::LeakyRelu(alpha) => if x >= 0.0 { x } else { alpha * x },
-            Self::ThresholdedRelu(alpha) => if x > alpha { x } else { 0.0 },
+            Self::LeakyRelu(alpha) => {
+                if x >= 0.0 {
+                    x
+                } else {
+                    alpha * x
+                }
+            }
+            Self::ThresholdedRelu(alpha) => {
+                if x > alpha {
+                    x
+                } else {
+                    0.0
+                }
+            }
             Self::HardSigmoid { alpha, beta } => (alpha * x + beta).clamp(0.0, 1.0),
             Self::HardSwish => x * (x * (1.0 / 6.0) + 0.5).clamp(0.0, 1.0),
             Self::Sigmoid => sigmoid(x),
             Self::Swish(alpha) => x * sigmoid(alpha * x),
             Self::Tanh => tanh(x),
-            Self::Elu(alpha) => if x > 0.0 { x } else { alpha * (libm::exp(wide) - 1.0) as f32 },
+            Self::Elu(alpha) => {
+                if x > 0.0 {
+                    x
+                } else {
+                    alpha * (libm::exp(wide) - 1.0) as f32
+                }
+            }
             Self::Selu { alpha, gamma } => {
-                if x > 0.0 { gamma * x } else { gamma * (alpha * libm::exp(wide) as f32 - alpha) }
+                if x > 0.0 {
+                    gamma * x
+                } else {
+                    gamma * (alpha * libm::exp(wide) as f32 - alpha)
+                }
             }
-            Self::Celu(alpha) => {
-                x.max(0.0) + (f64::from(alpha) * libm::expm1(wide / f64::from(alpha))).min(0.0) as f32
-            }
+            Self::Celu(alpha) => x.max(0.0) + (f64::from(alpha) * libm::expm1(wide / f64::from(alpha))).min(0.0) as f32,
             Self::Softplus => softplus(wide) as f32,
             Self::Softsign => x / (1.0 + x.abs()),
             Self::Mish => (wide * libm::tanh(softplus(wide))) as f32,

@@ -56,7 +56,13 @@ pub(crate) struct Taps<'a> {
 
 impl<'a> Operands<'a> {
     /// The operands of output pixel `pixel` (row-major) and `channel`, with that channel's weights.
-    pub(crate) fn taps(&'a self, pixel: usize, channel: usize, weights: &'a [i8], overrides: &'a [Override]) -> Taps<'a> {
+    pub(crate) fn taps(
+        &'a self,
+        pixel: usize,
+        channel: usize,
+        weights: &'a [i8],
+        overrides: &'a [Override],
+    ) -> Taps<'a> {
         let geometry = &self.linear.geometry;
         let per_group = geometry.out_channels / geometry.groups;
         Taps {
@@ -113,7 +119,6 @@ impl Taps<'_> {
         })
     }
 
-
     fn buffered_sum(&self, range: Range<usize>) -> i32 {
         let geometry = &self.shared.linear.geometry;
         let channels = self.channels();
@@ -124,7 +129,11 @@ impl Taps<'_> {
             let tap_row = k / kernel_row;
             let row_end = range.end.min((tap_row + 1) * kernel_row);
             if let Some(y) = tap(geometry, 0, self.row, tap_row) {
-                sum = sum.wrapping_add(self.row_sum(y, k - tap_row * kernel_row..row_end - tap_row * kernel_row, tap_row * kernel_row));
+                sum = sum.wrapping_add(self.row_sum(
+                    y,
+                    k - tap_row * kernel_row..row_end - tap_row * kernel_row,
+                    tap_row * kernel_row,
+                ));
             }
             k = row_end;
         }
@@ -143,7 +152,8 @@ impl Taps<'_> {
             if start >= end {
                 return 0;
             }
-            let from = ((y * geometry.input[1] * channels).cast_signed() + left * channels.cast_signed() + start).cast_unsigned();
+            let from = ((y * geometry.input[1] * channels).cast_signed() + left * channels.cast_signed() + start)
+                .cast_unsigned();
             let length = (end - start).cast_unsigned();
             return self.run(from, first + start.cast_unsigned(), length);
         }
@@ -201,7 +211,8 @@ pub(crate) struct Pairs<'a> {
 impl Products for Pairs<'_> {
     fn product(&self, k: usize) -> i32 {
         let [left, right] = [0, 1].map(|side| self.bytes[side][self.start[side] + k * self.step[side]]);
-        let left = self.overrides.iter().find(|change| change.k == k).and_then(|change| change.activation).unwrap_or(left);
+        let left =
+            self.overrides.iter().find(|change| change.k == k).and_then(|change| change.activation).unwrap_or(left);
         (i32::from(left) - i32::from(self.zero_points[0])) * (i32::from(right) - i32::from(self.zero_points[1]))
     }
 

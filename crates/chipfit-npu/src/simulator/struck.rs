@@ -61,10 +61,7 @@ impl<'a> Cursor<'a> {
             None => [&[][..]; 3],
         };
         let per_output = words.map_or([1, 1], |words| [words.products.max(1) as u64, words.updates().max(1) as u64]);
-        Self {
-            lists: [mul, acc, acc_out, of_site(strikes, Site::Out)],
-            words: [per_output[0], per_output[1], 1, 1],
-        }
+        Self { lists: [mul, acc, acc_out, of_site(strikes, Site::Out)], words: [per_output[0], per_output[1], 1, 1] }
     }
 
     /// The next output that has strikes.
@@ -157,7 +154,14 @@ pub(crate) fn vote_words<'a>(mut replicas: [&'a [Strike]; 3]) -> Vec<Voted<'a>> 
 }
 
 /// The final accumulator of an output under effects on its products and on its accumulator updates.
-pub(crate) fn accumulate<E: Effect>(taps: &impl Products, words: &Words, output: u64, bias: i32, mul: &[E], acc: &[E]) -> i32 {
+pub(crate) fn accumulate<E: Effect>(
+    taps: &impl Products,
+    words: &Words,
+    output: u64,
+    bias: i32,
+    mul: &[E],
+    acc: &[E],
+) -> i32 {
     let first_product = output * words.products as u64;
     let first_update = output * words.updates() as u64;
     let mut products = mul.iter().peekable();
