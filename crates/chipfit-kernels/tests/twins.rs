@@ -25,6 +25,15 @@ fn conv1x1(input: [usize; 2], in_channels: usize, out_channels: usize, stride: u
     ConvGeometry { kernel: [1; 2], pads: [0; 4], ..conv3x3(input, in_channels, out_channels, stride) }
 }
 
+/// So that a test run for one instruction set cannot pass without it.
+#[test]
+fn the_expected_instruction_set_is_available() {
+    if let Ok(name) = std::env::var("CHIPFIT_EXPECT_ISA") {
+        let isa = Isa::parse(&name).expect("the name of an instruction set");
+        assert!(Isa::available().contains(&isa), "{name} is not among {:?}", Isa::available());
+    }
+}
+
 #[test]
 fn random_convolutions_equal_the_naive_loops() {
     for seed in 0..300 {

@@ -13,12 +13,12 @@ use std::arch::asm;
 
 use crate::buffer::Buffer;
 use crate::drive::{Call, Chunk};
-use crate::finish::Tile;
+use crate::finish::{Target, Tile};
 use crate::geometry::ConvGeometry;
 use crate::isa::Isa;
 use crate::plan::{Plan, SLACK, Shape};
 use crate::scratch::Scratch;
-use crate::x86::avx512;
+use crate::x86::avx512::{self, Scale32};
 
 /// Ranges of channels start at multiples of two weight tiles.
 pub(crate) const CHANNEL_STEP: usize = 32;
@@ -30,6 +30,8 @@ const CHUNK_BYTES: usize = 768 << 10;
 const LANES: usize = 16;
 /// Bytes of one operand step of a pixel, and of a row of weights.
 const STEP: usize = 64;
+/// Sums of four tiles.
+const SUMS: usize = 4 * LANES * LANES;
 /// Bytes of a weight tile.
 const WEIGHT_TILE: usize = 1024;
 
@@ -47,7 +49,13 @@ pub(crate) struct TilePlan {
 
 impl TilePlan {
     /// A plan for a checked geometry of one group; AMX must be available when it is executed.
-    pub(crate) fn new(geometry: &ConvGeometry, output: [usize; 2], zero_point: u8, weights: &[i8]) -> Self {
+    pub(crate) fn new(
+        geometry: &ConvGeometry,
+        output: [usize; 2],
+        zero_point: u8,
+        weights: &[i8],
+        bias: &[i32],
+    ) -> Self {
         let shape = Shape::of(Isa::AmxInt8).unwrap_or_else(|| unreachable!("tiles have a shape"));
         let pointwise = geometry.kernel == [1; 2] && geometry.stride == [1; 2] && geometry.pads == [0; 4];
         let flat = pointwise && geometry.in_channels.is_multiple_of(STEP);
@@ -55,7 +63,7 @@ impl TilePlan {
         let direct_steps = geometry.products() / run * run.div_ceil(STEP);
         let gathered_steps = geometry.products().div_ceil(STEP);
         let direct = flat || (output[1] >= 12 && direct_steps * 4 <= gathered_steps * 5);
-        let plan = Plan::new(geometry, output, zero_point, Shape { gather: !direct, ..shape }, weights);
+        let plan = Plan::new(geometry, output, zero_point, Shape { gather: !direct, ..shape }, weights, bias);
         let steps: Vec<usize> =
             plan.runs.iter().flat_map(|run| (0..run.groups * 4).step_by(STEP).map(|at| run.offset + at)).collect();
         // An odd number of cache lines: rows of a tile then lie in different cache sets.
@@ -118,23 +126,15 @@ impl TilePlan {
     /// Copies the operands of every pixel into its row of the panel, which gets `n_rows`.
     ///
     /// # Safety
-    /// `source` and `scratch.pixels` were made for one chunk.
+    /// `source` and `scratch.pixels` were made for one chunk; AVX-512 is available.
     unsafe fn gather(&self, source: *const u8, scratch: &mut Scratch, n_rows: usize) -> *const u8 {
         let Scratch { pixels, panel, .. } = scratch;
         panel.grow(n_rows * self.panel_pitch + SLACK);
         let start = panel.as_mut_ptr();
-        for (index, &offset) in pixels.iter().enumerate() {
-            // SAFETY: the row lies in the panel, the pixel in the source; whole lines may reach past a run's end by at
-            // most 63 bytes, for which both have SLACK (in place, runs are whole lines). What is written past the end
-            // of a row is overwritten by the next, or never multiplied by a weight other than zero.
-            unsafe {
-                let mut to = start.add(index * self.panel_pitch);
-                for &(run, bytes) in &self.plan.gathered {
-                    avx512::copy_lines(source.add(offset + run), to, bytes);
-                    to = to.add(bytes);
-                }
-            }
-        }
+        // SAFETY: the rows lie in the panel, the pixels in the source; whole lines may reach past a run's end by at most
+        // 63 bytes, for which both have SLACK (in place, runs are whole lines). What is written past the end of a row is
+        // overwritten by the next, or never multiplied by a weight other than zero.
+        unsafe { avx512::gather(source, pixels, &self.plan.gathered, start, self.panel_pitch) };
         start
     }
 
@@ -143,7 +143,7 @@ impl TilePlan {
     /// Pixels of the output end at `end`.
     unsafe fn chunk(&self, call: &Call<'_>, end: usize, rows: usize, pixels: *const u8, scratch: &mut Scratch) {
         let Scratch { tile, places, .. } = scratch;
-        tile.grow(4 * LANES * LANES * size_of::<i32>());
+        tile.grow(2 * SUMS * size_of::<i32>());
         let job = Job {
             plan: self,
             call,
@@ -156,12 +156,8 @@ impl TilePlan {
         let (pairs, single) = places.as_chunks::<2>();
         let channels = call.channels.clone();
         if !pairs.is_empty() {
-            for channel in channels.clone().step_by(2 * LANES) {
-                for &pair in pairs {
-                    // SAFETY: the caller's promises.
-                    unsafe { job.two_by_two(pair, channel) };
-                }
-            }
+            // SAFETY: the caller's promises.
+            unsafe { job.pairs(pairs) };
         }
         if let [place] = *single {
             let mut channel = channels.start;
@@ -197,7 +193,7 @@ struct Job<'a> {
     pixels: *const u8,
     /// Bytes between two pixels of a tile.
     pitch: usize,
-    /// Sums of four tiles.
+    /// Sums of twice four tiles.
     sums: *mut i32,
 }
 
@@ -211,18 +207,84 @@ impl Job<'_> {
         unsafe { plan.weights.as_ptr().add(block * plan.block_bytes) }
     }
 
-    /// Two pixel tiles by two weight tiles.
+    /// The biases of the block that starts at `channel`.
+    fn bias(&self, channel: usize) -> *const i32 {
+        self.plan.plan.bias[channel..].as_ptr()
+    }
+
+    /// Pairs of pixel tiles by pairs of weight tiles. While the tiles of one block multiply, the vector units requantize
+    /// the block before: its sums wait in the other half of the scratch.
     ///
     /// # Safety
     /// As [`TilePlan::chunk`].
-    unsafe fn two_by_two(&self, [first, second]: [(usize, usize); 2], channel: usize) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn pairs(&self, pairs: &[[(usize, usize); 2]]) {
+        let channels = self.call.channels.clone();
+        let rows_per_step = (2 * self.rows.div_ceil(2)).div_ceil(self.plan.steps.len());
+        let mut half = 0;
+        let mut waiting: Option<Waiting> = None;
+        for channel in channels.clone().step_by(2 * LANES) {
+            let mut scale = None;
+            for &pair in pairs {
+                // SAFETY: the scratch has two halves.
+                let sums = unsafe { self.sums.add(half * SUMS) };
+                half ^= 1;
+                // SAFETY: the caller's promises; the tile that waits has its sums in the other half.
+                unsafe {
+                    self.multiply_pair(pair, channel, sums, waiting.as_mut(), rows_per_step);
+                    waiting = None;
+                    let below = sums.add(self.rows * 2 * LANES);
+                    let counts = [self.valid(pair[0].1), self.valid(pair[1].1)];
+                    match self.call.finish.target {
+                        Target::Float(start, float) if channels.end - channel >= 2 * LANES => {
+                            let scale = *scale.get_or_insert_with(|| Scale32::new(float, channel));
+                            let pitch = self.call.finish.pitch;
+                            let to = pair.map(|(_, pixel)| start.add(pixel * pitch + channel));
+                            waiting = Some(Waiting { scale, sums: [sums, below], to, pitch, counts, tile: 0, row: 0 });
+                        }
+                        _ => {
+                            self.finish(pair[0].1, channel, 2 * LANES, sums);
+                            self.finish(pair[1].1, channel, 2 * LANES, below);
+                        }
+                    }
+                }
+            }
+        }
+        if let Some(mut waiting) = waiting {
+            // SAFETY: its sums are stored, its pixels are of this call.
+            while unsafe { waiting.advance() } {}
+        }
+    }
+
+    /// Sums of two pixel tiles by two weight tiles, `rows` rows of 32 each; meanwhile advances what waits.
+    ///
+    /// # Safety
+    /// As [`TilePlan::chunk`]; `sums` is half of the scratch.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn multiply_pair(
+        &self,
+        [first, second]: [(usize, usize); 2],
+        channel: usize,
+        sums: *mut i32,
+        mut waiting: Option<&mut Waiting>,
+        rows_per_step: usize,
+    ) {
         let bytes = self.plan.plan.block_bytes;
-        // SAFETY: places and blocks lie in the source or panel and in the weights, every step of them too; the sums
-        // hold 32 rows of 32.
+        // SAFETY: places and blocks lie in the source or panel and in the weights, every step of them too; blocks have
+        // 16 biases, which a pitch of zero spreads over all rows; the sums hold 32 rows of 32.
         unsafe {
             let (left, right) = (self.pixels.add(first.0), self.pixels.add(second.0));
             let mut weights = self.weights(channel);
-            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nomem, nostack));
+            asm!(
+                "tileloadd tmm0, [{bias} + {pitch}]",
+                "tileloadd tmm1, [{bias} + {pitch} + 64]",
+                "tileloadd tmm2, [{bias} + {pitch}]",
+                "tileloadd tmm3, [{bias} + {pitch} + 64]",
+                bias = in(reg) self.bias(channel),
+                pitch = in(reg) 0_usize,
+                options(readonly, nostack, preserves_flags),
+            );
             for &step in &self.plan.steps {
                 asm!(
                     "tileloadd tmm4, [{left} + {pitch}]",
@@ -242,20 +304,28 @@ impl Job<'_> {
                     options(readonly, nostack, preserves_flags),
                 );
                 weights = weights.add(WEIGHT_TILE);
+                if let Some(waiting) = waiting.as_mut() {
+                    for _ in 0..rows_per_step {
+                        waiting.advance();
+                    }
+                }
             }
             asm!(
                 "tilestored [{sums} + {pitch}], tmm0",
                 "tilestored [{sums} + {pitch} + 64], tmm1",
                 "tilestored [{below} + {pitch}], tmm2",
                 "tilestored [{below} + {pitch} + 64], tmm3",
-                sums = in(reg) self.sums,
-                below = in(reg) self.sums.add(self.rows * 2 * LANES),
+                sums = in(reg) sums,
+                below = in(reg) sums.add(self.rows * 2 * LANES),
                 pitch = in(reg) 2 * LANES * size_of::<i32>(),
                 options(nostack, preserves_flags),
             );
-            self.finish(first.1, channel, 2 * LANES, self.sums);
-            self.finish(second.1, channel, 2 * LANES, self.sums.add(self.rows * 2 * LANES));
         }
+    }
+
+    /// How many pixels of a tile exist.
+    fn valid(&self, pixel: usize) -> usize {
+        self.rows.min(self.end - pixel)
     }
 
     /// One pixel tile by four weight tiles.
@@ -264,11 +334,19 @@ impl Job<'_> {
     /// As [`TilePlan::chunk`]; more than two weight tiles are left.
     unsafe fn one_by_four(&self, place: (usize, usize), channel: usize) {
         let bytes = self.plan.plan.block_bytes;
-        // SAFETY: as in `two_by_two`; blocks are filled up to pairs, so that four are there.
+        // SAFETY: as in `multiply_pair`; blocks are filled up to pairs, so that four are there.
         unsafe {
             let left = self.pixels.add(place.0);
             let mut weights = self.weights(channel);
-            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nomem, nostack));
+            asm!(
+                "tileloadd tmm0, [{bias} + {pitch}]",
+                "tileloadd tmm1, [{bias} + {pitch} + 64]",
+                "tileloadd tmm2, [{bias} + {pitch} + 128]",
+                "tileloadd tmm3, [{bias} + {pitch} + 192]",
+                bias = in(reg) self.bias(channel),
+                pitch = in(reg) 0_usize,
+                options(readonly, nostack, preserves_flags),
+            );
             for &step in &self.plan.steps {
                 asm!(
                     "tileloadd tmm4, [{left} + {pitch}]",
@@ -310,11 +388,17 @@ impl Job<'_> {
     /// As [`TilePlan::chunk`].
     unsafe fn one_by_two(&self, place: (usize, usize), channel: usize) {
         let bytes = self.plan.plan.block_bytes;
-        // SAFETY: as in `two_by_two`.
+        // SAFETY: as in `multiply_pair`.
         unsafe {
             let left = self.pixels.add(place.0);
             let mut weights = self.weights(channel);
-            asm!("tilezero tmm0", "tilezero tmm1", options(nomem, nostack));
+            asm!(
+                "tileloadd tmm0, [{bias} + {pitch}]",
+                "tileloadd tmm1, [{bias} + {pitch} + 64]",
+                bias = in(reg) self.bias(channel),
+                pitch = in(reg) 0_usize,
+                options(readonly, nostack, preserves_flags),
+            );
             for &step in &self.plan.steps {
                 asm!(
                     "tileloadd tmm4, [{left} + {pitch}]",
@@ -351,12 +435,55 @@ impl Job<'_> {
             sums,
             pitch: lanes,
             pixel,
-            pixels: self.rows.min(self.end - pixel),
+            pixels: self.valid(pixel),
             channel,
             channels: lanes.min(self.call.channels.end - channel),
         };
         // SAFETY: the caller's promises.
         unsafe { avx512::finish(&self.call.finish, tile) };
+    }
+}
+
+/// Sums of two pixel tiles by 32 channels that wait for requantization.
+struct Waiting {
+    scale: Scale32,
+    sums: [*const i32; 2],
+    /// The first pixel's first byte, per tile.
+    to: [*mut u8; 2],
+    /// Bytes between two pixels.
+    pitch: usize,
+    /// Pixels of each tile.
+    counts: [usize; 2],
+    tile: usize,
+    row: usize,
+}
+
+impl Waiting {
+    /// Requantizes two pixels; false when none is left.
+    ///
+    /// # Safety
+    /// AVX-512 is available; sums and outputs are valid for the counts of pixels.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn advance(&mut self) -> bool {
+        if self.tile == 2 {
+            return false;
+        }
+        let last = self.counts[self.tile] - 1;
+        // The last of an odd number of pixels is done twice.
+        let rows = [self.row, (self.row + 1).min(last)];
+        // SAFETY: both rows exist.
+        unsafe {
+            self.scale.store(
+                rows.map(|row| self.sums[self.tile].add(row * 2 * LANES)),
+                rows.map(|row| self.to[self.tile].add(row * self.pitch)),
+            );
+        }
+        self.row += 2;
+        if self.row > last {
+            (self.tile, self.row) = (self.tile + 1, 0);
+        }
+        true
     }
 }
 
