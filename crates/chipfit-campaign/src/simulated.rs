@@ -66,7 +66,7 @@ enum Active {
 
 struct Slot {
     active: Mutex<Active>,
-    /// Strikes drawn since the worker was taken, by the key of the picture.
+    /// Words struck since the worker was taken, by the key of the picture.
     drawn: Mutex<BTreeMap<u64, u64>>,
     points: Arc<Vec<Faults>>,
 }
@@ -80,8 +80,11 @@ impl StrikeSource for Slot {
                 if let Some(faults) = self.points.get(point) {
                     let before = out.len();
                     faults.strikes(key, step, replica, out);
-                    if out.len() > before {
-                        *locked(&self.drawn).entry(key.picture).or_default() += (out.len() - before) as u64;
+                    // They are sorted: strikes of one word are neighbours, and one struck word.
+                    let new = out.get(before..).unwrap_or_default();
+                    let words = new.chunk_by(|a, b| (a.site, a.word) == (b.site, b.word)).count();
+                    if words > 0 {
+                        *locked(&self.drawn).entry(key.picture).or_default() += words as u64;
                     }
                 }
             }
@@ -131,7 +134,7 @@ impl<P: Pictures> Simulated<P> {
         "simulated integer processor".to_owned()
     }
 
-    /// The trace, and the strikes drawn for each picture's key.
+    /// The trace, and the words struck for each picture's key.
     fn forward(
         &self,
         active: Active,
