@@ -8,7 +8,8 @@ pub type ExecutorError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Computes trials. Shared by all threads; the answers depend on the arguments alone.
 ///
-/// Output bytes are biased, one per class, as `Program::output` lies in a trace.
+/// Pictures are told by their place in the data set. Output bytes are biased, one per class, as `Program::output` lies
+/// in a trace.
 pub trait Executor: Sync {
     /// What is kept of one picture's clean run while its trials are made.
     type Golden;

@@ -5,7 +5,8 @@
 
 use std::path::PathBuf;
 
-use chipfit_npu::Site;
+use chipfit_npu::faults::file::{Entry, Kind as EntryKind, Layers};
+use chipfit_npu::{FaultsFile, Machine, Site};
 use serde::{Deserialize, Serialize};
 
 use crate::error::CampaignError;
@@ -114,33 +115,35 @@ pub enum Kind {
     /// One bit flips.
     Flip,
     /// One bit is 0.
-    Stuck0,
+    #[serde(rename = "stuck_at_0")]
+    StuckAt0,
     /// One bit is 1.
-    Stuck1,
+    #[serde(rename = "stuck_at_1")]
+    StuckAt1,
     /// This many adjacent bits flip, from the drawn bit upwards.
     Burst(u32),
     /// A random word.
     Random,
     /// This word.
-    Value(u32),
+    Set(u32),
 }
 
 impl Kind {
-    /// Its name in files: `flip`, `stuck0`, `stuck1`, `burst:3`, `random`, `value:127`.
+    /// Its name in files: `flip`, `stuck_at_0`, `stuck_at_1`, `burst:3`, `random`, `set:127`.
     pub fn name(self) -> String {
         match self {
             Self::Flip => "flip".to_owned(),
-            Self::Stuck0 => "stuck0".to_owned(),
-            Self::Stuck1 => "stuck1".to_owned(),
+            Self::StuckAt0 => "stuck_at_0".to_owned(),
+            Self::StuckAt1 => "stuck_at_1".to_owned(),
             Self::Burst(bits) => format!("burst:{bits}"),
             Self::Random => "random".to_owned(),
-            Self::Value(word) => format!("value:{word}"),
+            Self::Set(word) => format!("set:{word}"),
         }
     }
 
     /// Whether a bit is drawn: not for kinds that replace the whole word.
     pub const fn has_bit(self) -> bool {
-        !matches!(self, Self::Random | Self::Value(_))
+        !matches!(self, Self::Random | Self::Set(_))
     }
 
     fn parse(text: &str) -> Result<Self, CampaignError> {
@@ -151,37 +154,19 @@ impl Kind {
         };
         match text.split_once(':') {
             None if text == "flip" => Ok(Self::Flip),
-            None if text == "stuck0" => Ok(Self::Stuck0),
-            None if text == "stuck1" => Ok(Self::Stuck1),
+            None if text == "stuck_at_0" => Ok(Self::StuckAt0),
+            None if text == "stuck_at_1" => Ok(Self::StuckAt1),
             None if text == "random" => Ok(Self::Random),
             Some(("burst", digits)) => Ok(Self::Burst(number(digits, 2, 32)?)),
-            Some(("value", digits)) => Ok(Self::Value(number(digits, 0, u32::MAX)?)),
+            Some(("set", digits)) => Ok(Self::Set(number(digits, 0, u32::MAX)?)),
             _ => Err(CampaignError::key(
                 "kinds",
-                format!("unknown kind '{text}'; the kinds are flip, stuck0, stuck1, burst:BITS, random, value:WORD"),
+                format!(
+                    "unknown kind '{text}'; the kinds are flip, stuck_at_0, stuck_at_1, burst:BITS, random, set:WORD"
+                ),
             )),
         }
     }
-}
-
-/// Which layers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Layers {
-    /// One pattern: a name, with `*` for any characters.
-    Pattern(String),
-    /// Patterns, or numbers of steps.
-    List(Vec<LayerRef>),
-}
-
-/// One entry of `layers`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum LayerRef {
-    /// The number of a step.
-    Step(u64),
-    /// A name, with `*` for any characters.
-    Name(String),
 }
 
 /// What can be counted apart.
@@ -211,19 +196,8 @@ pub struct Curve {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CurveFaults {
-    /// Written in the campaign.
-    Inline {
-        /// Sites.
-        sites: Vec<Site>,
-        /// As in a faults file; only passed on.
-        kind: String,
-        /// Layers.
-        layers: Layers,
-        /// Channels, only passed on.
-        channels: Option<Vec<u64>>,
-        /// Bits, only passed on.
-        bits: Option<Vec<u32>>,
-    },
+    /// An entry as in a faults file, without its rate.
+    Entry(Box<Entry>),
     /// A faults file; relative to the campaign file.
     File(PathBuf),
 }
@@ -232,10 +206,12 @@ pub enum CurveFaults {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rates {
-    /// Probability of a flip per exposed bit.
+    /// Probability per exposed unit.
     Ber(Vec<f64>),
-    /// Flips per inference.
+    /// Faults per inference.
     Count(Vec<u64>),
+    /// What a preset calls its rate.
+    Rate(Vec<f64>),
     /// The faults file as it is: one point.
     AsFile,
 }
@@ -244,7 +220,7 @@ impl Rates {
     /// Number of points.
     pub fn len(&self) -> usize {
         match self {
-            Self::Ber(rates) => rates.len(),
+            Self::Ber(rates) | Self::Rate(rates) => rates.len(),
             Self::Count(counts) => counts.len(),
             Self::AsFile => 1,
         }
@@ -258,19 +234,35 @@ impl Rates {
     /// The number at `point`.
     pub fn at(&self, point: usize) -> Option<f64> {
         match self {
-            Self::Ber(rates) => rates.get(point).copied(),
+            Self::Ber(rates) | Self::Rate(rates) => rates.get(point).copied(),
             Self::Count(counts) => counts.get(point).map(|&n| n as f64),
             Self::AsFile => None,
         }
     }
 
-    /// The key in the file: `ber`, `count`, or `file`.
+    /// The key in the file: `ber`, `count`, `rate`, or `file`.
     pub const fn unit(&self) -> &'static str {
         match self {
             Self::Ber(_) => "ber",
             Self::Count(_) => "count",
+            Self::Rate(_) => "rate",
             Self::AsFile => "file",
         }
+    }
+}
+
+impl Curve {
+    /// The faults file of one point; `None` for a curve with a file of its own, or beyond the last point.
+    pub fn faults_file(&self, point: usize, machine: Machine) -> Option<FaultsFile> {
+        let CurveFaults::Entry(entry) = &self.faults else { return None };
+        let mut entry = Entry::clone(entry);
+        match &self.rates {
+            Rates::Ber(rates) => entry.ber = Some(*rates.get(point)?),
+            Rates::Count(counts) => entry.count = Some(*counts.get(point)?),
+            Rates::Rate(rates) => entry.rate = Some(*rates.get(point)?),
+            Rates::AsFile => return None,
+        }
+        Some(FaultsFile { processor: machine, faults: vec![entry] })
     }
 }
 
@@ -298,7 +290,7 @@ struct Raw {
     bits: Option<Vec<u32>>,
     cells: Option<Vec<Axis>>,
     repeats: Option<u64>,
-    curve: Option<Vec<RawCurve>>,
+    curve: Option<Vec<toml::Table>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Deserialize)]
@@ -306,20 +298,6 @@ struct Raw {
 enum RawMode {
     Single,
     Rate,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawCurve {
-    name: Option<String>,
-    sites: Option<Vec<Site>>,
-    kind: Option<String>,
-    layers: Option<Layers>,
-    channels: Option<Vec<u64>>,
-    bits: Option<Vec<u32>>,
-    faults: Option<PathBuf>,
-    ber: Option<Vec<f64>>,
-    count: Option<Vec<u64>>,
 }
 
 impl Campaign {
@@ -355,7 +333,6 @@ impl Campaign {
                 ("cells", raw.cells.is_some()),
                 ("trials", raw.trials.is_some()),
                 ("trials_per_cell", raw.trials_per_cell.is_some()),
-                ("lanes", raw.lanes.is_some()),
             ],
         };
         if let Some((key, _)) = foreign.iter().find(|(_, given)| *given) {
@@ -373,7 +350,7 @@ impl Campaign {
                 let single = Single {
                     sites: distinct("sites", raw.sites.unwrap_or_else(|| vec![Site::Mul, Site::Acc]))?,
                     kinds: kinds(raw.kinds)?,
-                    layers: raw.layers.unwrap_or_else(|| Layers::Pattern("*".to_owned())),
+                    layers: raw.layers.unwrap_or_default(),
                     channels: raw.channels.map(|c| distinct("channels", c)).transpose()?,
                     bits: raw.bits.map(|b| distinct("bits", b)).transpose()?,
                     cells: raw.cells.unwrap_or_else(|| vec![Axis::Layer, Axis::Bit, Axis::Site]),
@@ -478,52 +455,64 @@ fn kinds(names: Option<Vec<String>>) -> Result<Vec<Kind>, CampaignError> {
     distinct("kinds", kinds?)
 }
 
-fn curve(position: usize, raw: RawCurve) -> Result<Curve, CampaignError> {
-    let key = |name: &str| format!("curve[{position}].{name}");
-    let rates = match (raw.ber, raw.count, &raw.faults) {
-        (Some(ber), None, _) => {
-            if let Some(bad) = ber.iter().find(|rate| !(0.0..=1.0).contains(*rate)) {
-                return Err(CampaignError::key(key("ber"), format!("{bad} is no probability")));
-            }
-            Rates::Ber(ber)
+fn curve(position: usize, mut table: toml::Table) -> Result<Curve, CampaignError> {
+    let place = format!("curve[{position}]");
+    let key = |name: &str| format!("{place}.{name}");
+    let name: Option<String> = take(&mut table, &place, "name")?;
+    let file: Option<PathBuf> = take(&mut table, &place, "faults")?;
+    let ber: Option<Vec<f64>> = take(&mut table, &place, "ber")?;
+    let count: Option<Vec<u64>> = take(&mut table, &place, "count")?;
+    let rate: Option<Vec<f64>> = take(&mut table, &place, "rate")?;
+    let rates = match (ber, count, rate, &file) {
+        (Some(ber), None, None, None) => Rates::Ber(ber),
+        (None, Some(count), None, None) => Rates::Count(count),
+        (None, None, Some(rate), None) => Rates::Rate(rate),
+        (None, None, None, Some(_)) => Rates::AsFile,
+        (.., Some(_)) => return Err(CampaignError::key(key("faults"), "the faults file has its own rates")),
+        _ => {
+            return Err(CampaignError::key(
+                key("ber"),
+                "give one list: `ber`, `count` or `rate` (or a file: `faults`)",
+            ));
         }
-        (None, Some(count), _) => Rates::Count(count),
-        (None, None, Some(_)) => Rates::AsFile,
-        _ => return Err(CampaignError::key(key("ber"), "give one of `ber` and `count` (or only `faults`)")),
     };
     if rates.is_empty() {
         return Err(CampaignError::key(key(rates.unit()), "the list is empty"));
     }
-    let faults = match raw.faults {
-        Some(path) => {
-            let inline = [
-                ("sites", raw.sites.is_some()),
-                ("kind", raw.kind.is_some()),
-                ("layers", raw.layers.is_some()),
-                ("channels", raw.channels.is_some()),
-                ("bits", raw.bits.is_some()),
-            ];
-            if let Some((name, _)) = inline.iter().find(|(_, given)| *given) {
-                return Err(CampaignError::key(key(name), "stands in the faults file when `faults` is given"));
-            }
-            if rates != Rates::AsFile {
-                return Err(CampaignError::key(key(rates.unit()), "the faults file has its own rates"));
-            }
-            CurveFaults::File(path)
+    if let Some(path) = file {
+        if let Some(other) = table.keys().next() {
+            return Err(CampaignError::key(key(other), "stands in the faults file when `faults` is given"));
         }
-        None => CurveFaults::Inline {
-            sites: distinct(&key("sites"), raw.sites.unwrap_or_else(|| vec![Site::Mul, Site::Acc]))?,
-            kind: raw.kind.unwrap_or_else(|| "flip".to_owned()),
-            layers: raw.layers.unwrap_or_else(|| Layers::Pattern("*".to_owned())),
-            channels: raw.channels.map(|c| distinct(&key("channels"), c)).transpose()?,
-            bits: raw.bits.map(|b| distinct(&key("bits"), b)).transpose()?,
-        },
-    };
-    let name = raw.name.unwrap_or_else(|| match &faults {
-        CurveFaults::Inline { sites, .. } => sites.iter().map(|s| s.name()).collect::<Vec<_>>().join("+"),
-        CurveFaults::File(path) => path.display().to_string(),
-    });
-    Ok(Curve { name, faults, rates })
+        let name = name.unwrap_or_else(|| path.display().to_string());
+        return Ok(Curve { name, faults: CurveFaults::File(path), rates });
+    }
+    let mut entry: Entry = toml::Value::Table(table)
+        .try_into()
+        .map_err(|e: toml::de::Error| CampaignError::key(&place, e.to_string().trim_end()))?;
+    if entry.preset.is_none() {
+        entry.sites.get_or_insert_with(|| vec![Site::Mul, Site::Acc]);
+        entry.kind.get_or_insert(EntryKind::Flip);
+    }
+    let sites = entry.sites.iter().flatten().map(|s| s.name()).collect::<Vec<_>>().join("+");
+    let own_name = entry.preset.map_or(sites, |preset| preset.name().to_owned());
+    let curve = Curve { name: name.unwrap_or(own_name), faults: CurveFaults::Entry(Box::new(entry)), rates };
+    for point in 0..curve.rates.len() {
+        // The rules are those of the faults file; its own words say which key is wrong.
+        if let Some(file) = curve.faults_file(point, Machine::default()) {
+            FaultsFile::parse(&file.to_toml()).map_err(|e| CampaignError::key(&place, e.to_string()))?;
+        }
+    }
+    Ok(curve)
+}
+
+/// Takes a key out of a table.
+fn take<T: serde::de::DeserializeOwned>(
+    table: &mut toml::Table,
+    place: &str,
+    name: &str,
+) -> Result<Option<T>, CampaignError> {
+    let wrong = |e: toml::de::Error| CampaignError::key(format!("{place}.{name}"), e.to_string().trim_end());
+    table.remove(name).map(|value| value.try_into().map_err(wrong)).transpose()
 }
 
 #[cfg(test)]

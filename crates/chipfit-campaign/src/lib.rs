@@ -22,6 +22,7 @@ pub mod random;
 pub mod record;
 pub mod results;
 pub mod run;
+pub mod simulated;
 pub mod statistics;
 pub mod subject;
 mod table;

@@ -81,10 +81,10 @@ impl Judge {
     }
 
     /// The clean result of a picture.
-    pub fn clean(&self, id: u64, label: u32, output: &[u8]) -> Picture {
+    pub fn clean(&self, index: u64, label: u32, output: &[u8]) -> Picture {
         let top = top(output);
         let confidence = top.first().map_or(0.0, |&class| self.confidence(output, class));
-        Picture { id, label, top, confidence }
+        Picture { index, label, top, confidence }
     }
 
     /// Softmax probability of a class; 0 for one that does not exist.

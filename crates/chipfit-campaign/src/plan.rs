@@ -7,14 +7,15 @@
 //!
 //! `docs/campaigns.md`, section Trials, has the formulas.
 
+use chipfit_npu::faults::select_names;
 use chipfit_npu::{Change, Site, Strike};
 use serde::{Deserialize, Serialize};
 
 use crate::error::CampaignError;
-use crate::file::{Axis, Campaign, Curve, Kind, LayerRef, Layers, Mode, Single, Size};
+use crate::file::{Axis, Campaign, Curve, Kind, Mode, Single, Size};
 use crate::random::{Permutation, hash};
 use crate::statistics::{sample_size, two_sided_quantile};
-use crate::subject::{Layer, Subject, Words};
+use crate::subject::{Subject, Words};
 
 /// Most cells of a campaign.
 const MAX_CELLS: usize = 1 << 20;
@@ -258,12 +259,12 @@ impl Cell {
         let one = bit.map_or(0, |b| 1u32 << b);
         let change = match stratum.kind {
             Kind::Flip => Change::Xor(one),
-            Kind::Stuck0 => Change::Clear(one),
-            Kind::Stuck1 => Change::Raise(one),
+            Kind::StuckAt0 => Change::Clear(one),
+            Kind::StuckAt1 => Change::Raise(one),
             Kind::Burst(length) => Change::Xor((u32::MAX >> (32 - length)) << bit.unwrap_or(0)),
             // The high half: its bits are as good as any.
             Kind::Random => Change::Set((random >> 32) as u32 & mask),
-            Kind::Value(word) => Change::Set(word & mask),
+            Kind::Set(word) => Change::Set(word & mask),
         };
         let word = stratum.words.word(position, channel, place);
         let strike = Strike { site: stratum.site, word, first_use: 0, uses: u32::MAX, change };
@@ -281,7 +282,8 @@ impl Cell {
 }
 
 fn single_cells(single: &Single, lanes: u32, subject: &Subject, pictures: u64) -> Result<Vec<Cell>, CampaignError> {
-    let layers = chosen_layers(&single.layers, &subject.layers)?;
+    let names: Vec<&str> = subject.layers.iter().map(|layer| layer.name.as_str()).collect();
+    let layers = select_names(&names, &single.layers).map_err(|what| CampaignError::key("layers", what))?;
     let split = |axis| single.cells.contains(&axis);
     // Key of a cell first, so that sorting gives the cells' order.
     let mut strata: Vec<((Kind, Option<usize>, Option<Site>, Option<u32>), Stratum)> = Vec::new();
@@ -395,54 +397,6 @@ fn size_cells(cells: &mut [Cell], campaign: &Campaign, pictures: u64, z: f64) ->
         cell.planned = cell.population.map_or(wanted, |all| wanted.min(all));
     }
     Ok(())
-}
-
-/// Positions in `layers` that `wanted` names, ascending.
-fn chosen_layers(wanted: &Layers, layers: &[Layer]) -> Result<Vec<usize>, CampaignError> {
-    let mut chosen = vec![false; layers.len()];
-    let by_name = |pattern: &str, chosen: &mut [bool]| {
-        let mut found = false;
-        for (flag, layer) in chosen.iter_mut().zip(layers) {
-            if matches_pattern(pattern, &layer.name) {
-                *flag = true;
-                found = true;
-            }
-        }
-        if found { Ok(()) } else { Err(CampaignError::key("layers", format!("no layer is called '{pattern}'"))) }
-    };
-    match wanted {
-        Layers::Pattern(pattern) => by_name(pattern, &mut chosen)?,
-        Layers::List(entries) => {
-            for entry in entries {
-                match entry {
-                    LayerRef::Name(pattern) => by_name(pattern, &mut chosen)?,
-                    LayerRef::Step(step) => match usize::try_from(*step).ok().and_then(|s| chosen.get_mut(s)) {
-                        Some(flag) => *flag = true,
-                        None => {
-                            let what = format!("no step {step}; the model has {} steps", layers.len());
-                            return Err(CampaignError::key("layers", what));
-                        }
-                    },
-                }
-            }
-        }
-    }
-    Ok(chosen.iter().enumerate().filter_map(|(position, &on)| on.then_some(position)).collect())
-}
-
-/// Whether `name` is `pattern`, where `*` stands for any characters.
-pub(crate) fn matches_pattern(pattern: &str, name: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else { return false };
-    let mut parts: Vec<&str> = parts.collect();
-    let Some(last) = parts.pop() else { return rest.is_empty() };
-    for part in parts {
-        match rest.find(part) {
-            Some(at) => rest = rest.get(at + part.len()..).unwrap_or(""),
-            None => return false,
-        }
-    }
-    rest.ends_with(last)
 }
 
 #[cfg(test)]

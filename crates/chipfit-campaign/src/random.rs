@@ -1,20 +1,22 @@
 //! Counter-based draws: every random value of a campaign is a function of its key, never of what was drawn before.
 //!
-//! [`hash`] folds 64-bit words with SplitMix64's finalizer (Steele, Lea, Flood 2014); [`Permutation`] is a keyed
-//! bijection of `0..n`, a balanced Feistel network that is walked until it lands inside (Black and Rogaway 2002),
-//! so that trial `i` of a cell can draw its fault *without replacement* and still be a pure function of `i`.
+//! [`hash`] is the generator of `chipfit-npu`'s faults ([`Key`]) under a purpose of its own; [`Permutation`] is a
+//! keyed bijection of `0..n`, a balanced Feistel network that is walked until it lands inside (Black and Rogaway
+//! 2002), so that trial `i` of a cell can draw its fault *without replacement* and still be a pure function of `i`.
 
-/// SplitMix64's finalizer: a bijection of 64-bit words.
-const fn mix(mut word: u64) -> u64 {
-    word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    word ^ (word >> 31)
+use chipfit_npu::faults::generator::Key;
+
+/// Purpose of the keys; the faults of a rate use small numbers.
+const CAMPAIGN: u64 = 0x6361_6d70_6169_676e;
+
+fn key(words: &[u64]) -> Key {
+    // The number of words first: no key is the beginning of another.
+    words.iter().fold(Key::new(CAMPAIGN).with(words.len() as u64), |key, &word| key.with(word))
 }
 
 /// 64 random bits of a key.
-pub fn hash(key: &[u64]) -> u64 {
-    const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
-    key.iter().fold(STEP, |state, &word| mix(state.wrapping_add(STEP) ^ mix(word.wrapping_add(STEP))))
+pub fn hash(words: &[u64]) -> u64 {
+    key(words).stream().bits()
 }
 
 /// A number in [0, 1) with 53 random bits.
@@ -28,16 +30,16 @@ const ROUNDS: u64 = 8;
 /// A keyed bijection of `0..length`.
 #[derive(Clone, Copy, Debug)]
 pub struct Permutation {
-    key: u64,
+    key: Key,
     length: u64,
     half_bits: u32,
 }
 
 impl Permutation {
-    /// The bijection of `0..length` for `key`; `length` is at least 1.
-    pub fn new(key: &[u64], length: u64) -> Self {
+    /// The bijection of `0..length` for the key `words`; `length` is at least 1.
+    pub fn new(words: &[u64], length: u64) -> Self {
         let bits = u64::BITS - length.saturating_sub(1).leading_zeros();
-        Self { key: hash(key), length, half_bits: bits.div_ceil(2).max(1) }
+        Self { key: key(words), length, half_bits: bits.div_ceil(2).max(1) }
     }
 
     /// Where `index` goes; `index` is taken modulo the length.
@@ -59,7 +61,7 @@ impl Permutation {
         let mask = (1u64 << self.half_bits) - 1;
         let (mut left, mut right) = (word >> self.half_bits, word & mask);
         for round in 0..ROUNDS {
-            (left, right) = (right, left ^ (hash(&[self.key, round, right]) & mask));
+            (left, right) = (right, left ^ (self.key.with(round).with(right).hash() & mask));
         }
         left << self.half_bits | right
     }

@@ -266,7 +266,7 @@ impl<E: Executor> Crew<'_, E> {
 
     fn faults(&self, trials: &[Trial], is_ended: &impl Fn() -> bool, basket: &mut Basket) -> Result<(), ExecutorError> {
         let Some(picture) = trials.first().and_then(|t| self.subject.pictures.get(t.picture)) else { return Ok(()) };
-        let golden = self.executor.golden(picture.id)?;
+        let golden = self.executor.golden(picture.index)?;
         // Only when a processor answers with bytes are the clean ones needed.
         let mut clean: Option<Vec<u8>> = None;
         for trial in trials {
@@ -278,7 +278,7 @@ impl<E: Executor> Crew<'_, E> {
                 Computed::Masked(masked) => self.judge.masked(picture, Some(masked)),
                 Computed::Output(output) => {
                     if clean.is_none() {
-                        clean = self.executor.clean(&[picture.id])?.pop();
+                        clean = self.executor.clean(&[picture.index])?.pop();
                     }
                     let unknown = Masked { step: None, by: MaskedBy::Unknown };
                     self.judge.judge(picture, clean.as_deref().unwrap_or_default(), &output, Some(unknown))
@@ -291,9 +291,9 @@ impl<E: Executor> Crew<'_, E> {
 
     fn passes(&self, point: usize, draw: u64, trials: &[Trial], basket: &mut Basket) -> Result<(), ExecutorError> {
         let pictures: Vec<_> = trials.iter().filter_map(|t| self.subject.pictures.get(t.picture)).collect();
-        let ids: Vec<u64> = pictures.iter().map(|p| p.id).collect();
-        let clean = self.executor.clean(&ids)?;
-        let faulty = self.executor.pass(point, draw, &ids)?;
+        let indices: Vec<u64> = pictures.iter().map(|p| p.index).collect();
+        let clean = self.executor.clean(&indices)?;
+        let faulty = self.executor.pass(point, draw, &indices)?;
         if faulty.len() != trials.len() || clean.len() != trials.len() {
             return Err(format!("the processor answered {} of {} pictures", faulty.len(), trials.len()).into());
         }

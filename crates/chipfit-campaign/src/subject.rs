@@ -130,8 +130,8 @@ impl Words {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Picture {
-    /// Its number in the data set; keys the draws of faults.
-    pub id: u64,
+    /// Its place in the data set.
+    pub index: u64,
     /// Its class.
     pub label: u32,
     /// The clean output's classes from the most likely down, five or as many as there are.

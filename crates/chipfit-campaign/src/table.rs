@@ -107,7 +107,7 @@ fn position(number: usize) -> Result<i32> {
 fn common(columns: &mut Columns<'_>, rows: &[Row<'_>]) -> Result<()> {
     full::<Int64Type>(columns, collect(rows, |r| long(r.trial.number))?)?;
     full::<Int32Type>(columns, collect(rows, |r| position(r.trial.cell))?)?;
-    full::<Int64Type>(columns, collect(rows, |r| long(r.picture.id))?)?;
+    full::<Int64Type>(columns, collect(rows, |r| long(r.picture.index))?)?;
     full::<Int32Type>(columns, collect(rows, |r| short(r.picture.label))?)?;
     full::<ByteArrayType>(columns, collect(rows, |r| Ok(ByteArray::from(r.record.verdict.outcome.name())))?)?;
     full::<Int32Type>(columns, collect(rows, |r| short(r.picture.class()))?)?;
@@ -136,6 +136,7 @@ fn single(columns: &mut Columns<'_>, rows: &[Row<'_>], subject: &Subject) -> Res
     let operand = |change: Change| match change {
         Change::AddSigned(v) | Change::AddUnsigned(v) => i64::from(v),
         Change::Xor(m) | Change::Clear(m) | Change::Raise(m) | Change::Set(m) => i64::from(m),
+        Change::AddSigned(d) | Change::AddUnsigned(d) => i64::from(d),
     };
     full::<Int64Type>(columns, collect(&faults, |f| Ok(operand(f.strike.change)))?)?;
     full::<Int64Type>(columns, collect(&faults, |f| long(f.channel))?)?;

@@ -1,5 +1,7 @@
 //! What a campaign file may say, and what each mistake is answered.
 
+use chipfit_npu::faults::file::Layer;
+
 use super::*;
 
 #[test]
@@ -13,6 +15,11 @@ fn the_least_file_of_each_mode_is_enough() {
     let Mode::Rate(curves) = rate.mode else { panic!("rate") };
     assert_eq!(curves[0].name, "mul+acc");
     assert_eq!(curves[0].rates, Rates::Ber(vec![0.0, 1e-6]));
+    let text =
+        "mode = \"rate\"\nseed = 1\n[[curve]]\npreset = \"mrfi\"\nrate = [0.001]\n[[curve]]\nfaults = \"f.toml\"\n";
+    let Mode::Rate(curves) = Campaign::parse(text).unwrap().mode else { panic!("rate") };
+    assert_eq!((curves[0].name.as_str(), curves[1].name.as_str()), ("mrfi", "f.toml"));
+    assert_eq!(curves[0].faults_file(0, Machine::default()).unwrap().faults[0].rate, Some(0.001));
 }
 
 #[test]
@@ -25,7 +32,7 @@ model = "m.onnx"
 data = "d:test"
 images = { count = 5, select = "first", correct_only = true }
 sites = ["out", "acc"]
-kinds = ["stuck1", "burst:3", "random", "value:127", "flip"]
+kinds = ["stuck_at_1", "burst:3", "random", "set:127", "flip"]
 layers = ["conv*", 3]
 channels = [1, 0]
 bits = [7, 6]
@@ -39,8 +46,8 @@ sequential = true
     let campaign = Campaign::parse(text).unwrap();
     assert!(campaign.is_sequential());
     let Mode::Single(single) = &campaign.mode else { panic!("single") };
-    assert_eq!(single.kinds, [Kind::Flip, Kind::Stuck1, Kind::Burst(3), Kind::Random, Kind::Value(127)]);
-    assert_eq!(single.layers, Layers::List(vec![LayerRef::Name("conv*".to_owned()), LayerRef::Step(3)]));
+    assert_eq!(single.kinds, [Kind::Flip, Kind::StuckAt1, Kind::Burst(3), Kind::Random, Kind::Set(127)]);
+    assert_eq!(single.layers, Layers(vec![Layer::Name("conv*".to_owned()), Layer::Index(3)]));
     assert_eq!(single.channels, Some(vec![0, 1]));
     assert_eq!(campaign.images, Images { count: Some(5), select: Select::First, correct_only: true });
 }
@@ -75,12 +82,16 @@ fn mistakes_are_named() {
         ("mode = \"single\"\ntrials = 3".to_owned(), "seed"),
         (rate.to_owned(), "curve"),
         (format!("{rate}sites = [\"mul\"]\n[[curve]]\nber = [0.1]"), "sites"),
-        (format!("{rate}[[curve]]\nber = [2.0]"), "curve[0].ber"),
-        (format!("{rate}[[curve]]\nber = [nan]"), "curve[0].ber"),
+        (format!("{rate}[[curve]]\nber = [2.0]"), "'ber'"),
+        (format!("{rate}[[curve]]\nber = [nan]"), "'ber'"),
         (format!("{rate}[[curve]]\nber = []"), "curve[0].ber"),
         (format!("{rate}[[curve]]\nber = [0.1]\ncount = [1]"), "curve[0].ber"),
         (format!("{rate}[[curve]]\n"), "curve[0].ber"),
         (format!("{rate}[[curve]]\nber = [0.1]\nrates = 1"), "rates"),
+        (format!("{rate}[[curve]]\nber = \"x\""), "curve[0].ber"),
+        (format!("{rate}[[curve]]\nber = [0.1]\nkind = \"flop\""), "flop"),
+        (format!("{rate}[[curve]]\nrate = [0.1]"), "curve[0]"),
+        (format!("{rate}[[curve]]\nber = [0.1]\nfaults = \"f.toml\""), "curve[0].faults"),
         (format!("{rate}[[curve]]\nfaults = \"f.toml\"\nsites = [\"mul\"]"), "curve[0].sites"),
         (format!("{rate}repeats = 2\nmargin = 0.1\n[[curve]]\nber = [0.1]"), "repeats"),
         (format!("{rate}repeats = 0\n[[curve]]\nber = [0.1]"), "repeats"),
