@@ -134,7 +134,6 @@ fn single(columns: &mut Columns<'_>, rows: &[Row<'_>], subject: &Subject) -> Res
     sparse::<Int32Type>(columns, collect(&faults, |f| f.bit.map(short).transpose())?)?;
     full::<Int64Type>(columns, collect(&faults, |f| long(f.strike.word))?)?;
     let operand = |change: Change| match change {
-        Change::AddSigned(v) | Change::AddUnsigned(v) => i64::from(v),
         Change::Xor(m) | Change::Clear(m) | Change::Raise(m) | Change::Set(m) => i64::from(m),
         Change::AddSigned(d) | Change::AddUnsigned(d) => i64::from(d),
     };
