@@ -137,7 +137,7 @@ fn measure(net: &str, batch: usize, isa: Isa, only: &str) {
     };
     let mut made: Vec<Layer> = Vec::new();
     for (name, geometry, times) in layers(net).into_iter().filter(|(name, ..)| name.contains(only)) {
-        let [rows, columns] = geometry.output().expect("valid");
+        let [rows, columns] = geometry.output();
         let pixels = geometry.input[0] * geometry.input[1];
         let input = (0..batch * pixels * geometry.in_channels).map(|_| byte()).collect();
         let bias = vec![3; geometry.out_channels];

@@ -1,7 +1,7 @@
 //! `--dump`: integer tensors of the first pictures, under their ONNX names, in the model's layout and integer type.
 //!
-//! Array `NAME` has the shape `[pictures, ...]`; `__pictures__` holds the pictures' indices in the set and
-//! `__input__` the float values that went in, so that another runtime can be fed the same.
+//! Array `NAME` has the shape `[pictures, ...]`; `__input__` holds the float values that went in, so that another
+//! runtime can be fed the same, and `__labels__` the pictures' classes.
 
 use std::path::Path;
 
@@ -61,8 +61,8 @@ pub(super) fn write(
             }
         }
     }
-    let ids: Vec<i64> = ids.iter().map(|&id| i64::try_from(id).unwrap_or(i64::MAX)).collect();
-    file.add("__pictures__", &[images], ArrayData::I64(&ids))?;
+    let labels: Vec<i64> = (0..images).map(|index| i64::from(set.label(index))).collect();
+    file.add("__labels__", &[images], ArrayData::I64(&labels))?;
     let input_shape: Vec<usize> =
         std::iter::once(images).chain(program.tensor(program.input()).shape.iter().copied()).collect();
     file.add("__input__", &input_shape, ArrayData::F32(&values))?;
