@@ -71,13 +71,8 @@ impl Pool {
     /// What [`Pool::output`] refuses, [`KernelError::Length`], [`KernelError::Range`].
     pub fn max(&self, isa: Isa, input: &[u8], rows: Range<usize>, out: &mut [u8]) -> Result<(), KernelError> {
         let [_, columns] = self.check(input, &rows, out.len())?;
-        let windows = self.windows(rows, columns);
-        for (window, out) in windows.zip(out.chunks_exact_mut(self.channels)) {
-            match window {
-                Some(window) => largest(isa, input, &window, out),
-                None => out.fill(0),
-            }
-        }
+        let windows: Vec<Option<Window>> = self.windows(rows, columns).collect();
+        largest(isa, input, &windows, self.channels, out);
         Ok(())
     }
 
@@ -192,26 +187,28 @@ impl Window {
     }
 }
 
-/// `out[i]` is the largest `input[tap + i]`.
-fn largest(isa: Isa, input: &[u8], window: &Window, out: &mut [u8]) {
-    #[allow(unused_mut, reason = "only a vector loop changes it")]
-    let mut done = 0;
+/// `out[w * channels + c]` is the largest `input[tap + c]` over the taps of window `w`; 0 where there is no window.
+fn largest(isa: Isa, input: &[u8], windows: &[Option<Window>], channels: usize, out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     if isa.uses_avx512() {
         // SAFETY: AVX-512 is available.
-        unsafe { crate::x86::bytes::largest_avx512(input, window, out) };
-        return;
+        return unsafe { crate::x86::bytes::largest_avx512(input, windows, channels, out) };
     } else if isa.uses_avx2() {
         // SAFETY: AVX2 is available.
-        done = unsafe { crate::x86::bytes::largest_avx2(input, window, out) };
+        return unsafe { crate::x86::bytes::largest_avx2(input, windows, channels, out) };
     }
     let _ = isa;
-    if done == out.len() {
-        return;
+    for (window, out) in windows.iter().zip(out.chunks_exact_mut(channels)) {
+        largest_from(input, window.as_ref(), 0, out);
     }
-    out[done..].fill(0);
-    for tap in window.taps() {
-        for (out, &taken) in out[done..].iter_mut().zip(&input[tap + done..]) {
+}
+
+/// The twin of the vector loops: one window, channels from `first` on.
+pub(crate) fn largest_from(input: &[u8], window: Option<&Window>, first: usize, out: &mut [u8]) {
+    let out = &mut out[first..];
+    out.fill(0);
+    for tap in window.into_iter().flat_map(Window::taps) {
+        for (out, &taken) in out.iter_mut().zip(&input[tap + first..]) {
             *out = taken.max(*out);
         }
     }
