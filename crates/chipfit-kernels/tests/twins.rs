@@ -61,6 +61,11 @@ fn layers_of_real_networks_equal_the_naive_loops() {
         (ConvGeometry { groups: 96, ..conv3x3([12, 12], 96, 96, 1) }, 2),
         (ConvGeometry { groups: 64, ..conv3x3([9, 9], 64, 64, 2) }, 1),
         (ConvGeometry { groups: 4, ..conv3x3([10, 10], 64, 64, 1) }, 1),
+        // More kernel rows than one dot product adds, and dilated ones.
+        (ConvGeometry { groups: 72, kernel: [5, 5], pads: [2; 4], ..conv3x3([12, 19], 72, 72, 1) }, 1),
+        (ConvGeometry { groups: 72, kernel: [5, 5], pads: [2; 4], ..conv3x3([12, 19], 72, 72, 2) }, 2),
+        (ConvGeometry { groups: 8, kernel: [9, 2], dilation: [1, 3], ..conv3x3([12, 19], 8, 8, 1) }, 1),
+        (ConvGeometry { kernel: [5, 5], dilation: [2, 1], ..conv3x3([16, 16], 6, 24, 2) }, 2),
     ];
     for (seed, (geometry, pictures)) in layers.into_iter().enumerate() {
         Case::random(geometry, pictures, seed as u64).check(seed as u64);

@@ -1,17 +1,17 @@
 //! Depthwise loops.
 //!
-//! AVX-512 VNNI: the bytes of four taps are interleaved within 128-bit lanes, so that `vpdpbusd` multiplies and adds the
+//! AVX-512 VNNI: the bytes of four rows are interleaved within 128-bit lanes, so that `vpdpbusd` multiplies and adds the
 //! four products of a channel; weights are packed in the order this leaves.
 
 use std::arch::x86_64::*;
 
-use crate::depthwise::{DepthJob, DepthSet, LANES, Order, portable};
+use crate::depthwise::{DepthJob, DepthSet, LANES, Taps, portable};
 use crate::x86::{avx2, avx512};
 
-/// The loop of AVX-512 VNNI.
-pub(crate) const AVX512: DepthSet = DepthSet { order: Order::Fours, kernel: fours, finish: avx512::finish };
+/// The loops of AVX-512 VNNI.
+pub(crate) const AVX512: DepthSet = DepthSet { taps: Taps::Columns(interleave, columns), finish: avx512::finish };
 /// The loop of AVX2.
-pub(crate) const AVX2: DepthSet = DepthSet { order: Order::Plain, kernel: plain, finish: avx2::finish };
+pub(crate) const AVX2: DepthSet = DepthSet { taps: Taps::Plain(plain), finish: avx2::finish };
 
 /// # Safety
 /// As [`crate::depthwise::DepthKernel`] asks.
@@ -22,36 +22,65 @@ unsafe fn plain(job: &DepthJob<'_>) {
 }
 
 /// # Safety
-/// As [`crate::depthwise::DepthKernel`] asks.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn fours(job: &DepthJob<'_>) {
-    // SAFETY: a block has 64 biases.
-    let bias = unsafe { to_lanes([0, 16, 32, 48].map(|at| _mm512_loadu_si512(job.bias.add(at).cast()))) };
-    for (index, &pixel) in job.pixels.iter().enumerate() {
-        let mut sums = bias;
-        let mut weights = job.weights;
-        for taps in job.taps.as_chunks::<4>().0 {
-            // SAFETY: 64 bytes of the pixel's tap.
-            let x = taps.map(|tap| unsafe { _mm512_loadu_si512(job.source.add(pixel + tap).cast()) });
+/// As [`crate::depthwise::Interleave`] asks.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn interleave(rows: [*const u8; 4], pitch: usize, columns: usize, to: *mut u8) {
+    for column in 0..columns {
+        // SAFETY: 64 bytes of every row's column, 256 of the interleaved one.
+        unsafe {
+            let x = rows.map(|row| _mm512_loadu_si512(row.add(column * pitch).cast()));
             let (low01, high01) = (_mm512_unpacklo_epi8(x[0], x[1]), _mm512_unpackhi_epi8(x[0], x[1]));
             let (low23, high23) = (_mm512_unpacklo_epi8(x[2], x[3]), _mm512_unpackhi_epi8(x[2], x[3]));
-            let fours = [
-                _mm512_unpacklo_epi16(low01, low23),
-                _mm512_unpackhi_epi16(low01, low23),
-                _mm512_unpacklo_epi16(high01, high23),
-                _mm512_unpackhi_epi16(high01, high23),
-            ];
-            for (sum, four) in sums.iter_mut().zip(fours) {
-                // SAFETY: four taps of 64 channels are four vectors of weights.
-                unsafe {
-                    *sum = _mm512_dpbusd_epi32(*sum, four, _mm512_loadu_si512(weights.cast()));
-                    weights = weights.add(64);
+            let to = to.add(column * 4 * LANES);
+            _mm512_storeu_si512(to.cast(), _mm512_unpacklo_epi16(low01, low23));
+            _mm512_storeu_si512(to.add(64).cast(), _mm512_unpackhi_epi16(low01, low23));
+            _mm512_storeu_si512(to.add(128).cast(), _mm512_unpacklo_epi16(high01, high23));
+            _mm512_storeu_si512(to.add(192).cast(), _mm512_unpackhi_epi16(high01, high23));
+        }
+    }
+}
+
+/// # Safety
+/// As [`crate::depthwise::DepthKernel`] asks.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn columns(job: &DepthJob<'_>) {
+    // SAFETY: the same promises, for whole pairs of pixels and the one that is left.
+    unsafe {
+        for pixel in (0..job.pixels / 2 * 2).step_by(2) {
+            pixels::<2>(job, pixel);
+        }
+        if job.pixels % 2 == 1 {
+            pixels::<1>(job, job.pixels - 1);
+        }
+    }
+}
+
+/// `P` pixels from `first` on.
+///
+/// # Safety
+/// As [`crate::depthwise::DepthKernel`] asks; the pixels are of the job.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn pixels<const P: usize>(job: &DepthJob<'_>, first: usize) {
+    // SAFETY: a block has 64 biases; a tap has 256 bytes of interleaved column and of weights; 64 sums per pixel.
+    unsafe {
+        let bias = to_lanes([0, 16, 32, 48].map(|at| _mm512_loadu_si512(job.bias.add(at).cast())));
+        let mut sums = [bias; P];
+        let mut weights = job.weights;
+        for tap in job.taps {
+            for vector in 0..4 {
+                let weight = _mm512_loadu_si512(weights.cast());
+                for (index, sums) in sums.iter_mut().enumerate() {
+                    let column = job.source.add((first + index) * job.pitch + tap + vector * 64);
+                    sums[vector] = _mm512_dpbusd_epi32(sums[vector], _mm512_loadu_si512(column.cast()), weight);
                 }
+                weights = weights.add(64);
             }
         }
-        for (vector, sum) in to_lanes(sums).into_iter().enumerate() {
-            // SAFETY: 64 sums per pixel.
-            unsafe { _mm512_storeu_si512(job.sums.add(index * LANES + vector * 16).cast(), sum) };
+        for (index, sums) in sums.into_iter().enumerate() {
+            for (vector, sum) in to_lanes(sums).into_iter().enumerate() {
+                _mm512_storeu_si512(job.sums.add((first + index) * LANES + vector * 16).cast(), sum);
+            }
         }
     }
 }
