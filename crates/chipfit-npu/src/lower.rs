@@ -101,6 +101,8 @@ struct Lowering<'m, 'i> {
     steps: Vec<Step>,
     /// Integer tensors by the names of the model; several names may mean one tensor.
     integers: HashMap<String, TensorId>,
+    /// Float values that were quantised: on which grids, to which tensors.
+    quantised: HashMap<String, Vec<(Grid, TensorId)>>,
     /// Operands by the names of their float values, where they took steps of their own.
     operands: HashMap<String, TensorId>,
     input_name: String,
@@ -149,6 +151,7 @@ impl<'m, 'i> Lowering<'m, 'i> {
             tensors: Vec::new(),
             steps: Vec::new(),
             integers: HashMap::new(),
+            quantised: HashMap::new(),
             operands: HashMap::new(),
             input_name: (*input_name).to_owned(),
             input: None,

@@ -15,7 +15,7 @@ mod plan;
 mod struck;
 #[cfg(test)]
 mod tests;
-mod update;
+pub(crate) mod update;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};

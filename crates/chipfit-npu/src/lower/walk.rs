@@ -161,6 +161,11 @@ impl<'m> Lowering<'m, '_> {
         if self.is_quantised_softmax(from) {
             return Ok(());
         }
+        // A value that is quantised twice alike (one pair per reader) is one tensor.
+        if let Some(&(_, id)) = self.quantised.get(from).into_iter().flatten().find(|(known, _)| *known == grid) {
+            self.integers.insert(name.to_owned(), id);
+            return Ok(());
+        }
         let shape = self.picture(position, from)?;
         let (links, origin, source) = self.walk_up(from)?;
         let id = match origin {
@@ -185,6 +190,7 @@ impl<'m> Lowering<'m, '_> {
             }
         };
         self.integers.insert(name.to_owned(), id);
+        self.quantised.entry(from.to_owned()).or_default().push((grid, id));
         Ok(())
     }
 
