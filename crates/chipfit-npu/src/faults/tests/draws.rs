@@ -177,6 +177,48 @@ proptest! {
     }
 
     #[test]
+    fn places_count_words_in_their_documented_order(seed: u64) {
+        let program = any_program(seed);
+        let machine = crate::Machine { lanes: 3.try_into().unwrap(), ..crate::Machine::default() };
+        for (position, step) in program.steps().iter().enumerate() {
+            let products = program.step_products(step);
+            for site in Site::ALL {
+                let Some(population) = population(&program, StepId(position), site, &machine) else { continue };
+                let tensor = program.tensor(if site == Site::Act { step.inputs[0] } else { step.output });
+                let parts = match site {
+                    Site::Mul => Some(products),
+                    Site::Acc => Some(machine.updates(products)),
+                    _ => None,
+                };
+                let mut word = 0;
+                let pixels = tensor.elements() / tensor.channels();
+                let mut check = |place: Place| {
+                    prop_assert_eq!(super::super::place(&program, StepId(position), site, word, &machine), Some(place));
+                    word += 1;
+                    Ok(())
+                };
+                if site == Site::Weight {
+                    for channel in 0..tensor.channels() {
+                        for k in 0..products {
+                            check(Place { channel, pixel: None, part: Some(k) })?;
+                        }
+                    }
+                } else {
+                    for pixel in 0..pixels {
+                        for channel in 0..tensor.channels() {
+                            for part in 0..parts.unwrap_or(1) {
+                                check(Place { channel, pixel: Some(pixel), part: parts.map(|_| part) })?;
+                            }
+                        }
+                    }
+                }
+                prop_assert_eq!(word, population.words);
+                prop_assert_eq!(super::super::place(&program, StepId(position), site, word, &machine), None);
+            }
+        }
+    }
+
+    #[test]
     fn the_expected_number_is_the_mean_of_the_drawn_ones(seed in 0u64..40) {
         let program = any_program(seed);
         let mut protection = Protection::none();

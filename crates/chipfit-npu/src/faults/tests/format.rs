@@ -109,6 +109,16 @@ fn every_objection_names_entry_and_key() {
 }
 
 #[test]
+fn deep_and_long_files_are_refused_in_peace() {
+    let deep = format!("[[fault]]\nlayers = {}", "[".repeat(200_000));
+    let inline = format!("[[fault]]\nlayers = {}", "{a=".repeat(100_000));
+    let dotted = format!("[[fault]]\n{}b = 1", "a.".repeat(100_000));
+    for text in [deep, inline, dotted] {
+        assert!(FaultsFile::parse(&text).is_err() && crate::protection::PlanFile::parse(&text).is_err());
+    }
+}
+
+#[test]
 fn models_that_do_not_fit_are_refused() {
     let program = testing::program(11);
     let refuse = |rest: &str| {
