@@ -11,12 +11,13 @@ use crate::setup::{data, venv};
 use crate::shell::{Repo, output, run, works};
 
 /// Our crates and which of ours each may link, directly or not (ARCHITECTURE.md). A crate that is not here fails.
-const ARROWS: [(&str, &[&str]); 5] = [
+const ARROWS: [(&str, &[&str]); 6] = [
     ("chipfit-model", &[]),
     ("chipfit-data", &[]),
     ("chipfit-deconv", &["chipfit-model"]),
+    ("chipfit-report", &[]),
     ("chipfit-run", &["chipfit-model"]),
-    ("chipfit", &["chipfit-model", "chipfit-data", "chipfit-deconv", "chipfit-run"]),
+    ("chipfit", &["chipfit-model", "chipfit-data", "chipfit-deconv", "chipfit-report", "chipfit-run"]),
 ];
 
 /// The oracle scripts of tests/python; each prints `N passed, N failed` and exits with 1 when one failed.
