@@ -6,6 +6,7 @@ use chipfit_report::{
     Block, Caption, Cell, Curve, Point, Reference, Report, ReportError, Section, Series, Unit, XScale,
 };
 use proptest::prelude::*;
+use serde_json::Value;
 
 /// Values of an attribute anywhere in the page.
 fn attributes<'a>(page: &'a str, name: &str) -> Vec<&'a str> {
@@ -41,13 +42,29 @@ fn everything_is_there_once_and_nothing_from_outside() {
     }
 }
 
+/// Equal, but for the last bit of a number, which the reader of JSON may miss.
+fn alike(one: &Value, other: &Value) -> bool {
+    match (one, other) {
+        (Value::Array(one), Value::Array(other)) => {
+            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| alike(one, other))
+        }
+        (Value::Object(one), Value::Object(other)) => {
+            one.len() == other.len() && one.iter().all(|(name, one)| other.get(name).is_some_and(|o| alike(one, o)))
+        }
+        (Value::Number(one), Value::Number(other)) => {
+            let (one, other) = (one.as_f64().unwrap(), other.as_f64().unwrap());
+            (one - other).abs() <= other.abs() * f64::EPSILON
+        }
+        _ => one == other,
+    }
+}
+
 #[test]
 fn a_report_is_data() {
     let report = sample::report();
     let text = serde_json::to_string(&report).unwrap();
-    // The reader may be off by the last bit of a number, which no page shows.
     let read: Report = serde_json::from_str(&text).unwrap();
-    assert!(read.to_html().unwrap() == report.to_html().unwrap());
+    assert!(alike(&serde_json::to_value(&read).unwrap(), &serde_json::to_value(&report).unwrap()));
     let unknown = text.replacen("\"seed\"", "\"sede\"", 1);
     assert!(serde_json::from_str::<Report>(&unknown).unwrap_err().to_string().contains("sede"));
 }
