@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod arm;
 mod checks;
 mod demo;
 mod setup;
@@ -25,6 +26,7 @@ cargo xtask CHORE
   data            fetch the real models, pictures, data sets and the ONNX node tests
   venv [--long]   make the Python environment of the oracles (onnx, onnxruntime, numpy, pillow; --long: OpenVINO)
   bench [ARG..]   measure every form in ONNX Runtime and OpenVINO, write the tables of docs/benchmarks.md
+  arm             build the kernels' tests for AArch64 and run them under user-mode emulation (Debian packages, 190 MB)
   gen [--check]   regenerate the ONNX schema's code; --check fails when it is stale
 ";
 
@@ -52,6 +54,7 @@ fn run() -> Result<()> {
         ("venv", []) => setup::venv(&repo, Length::Normal).map(drop)?,
         ("venv", ["--long"]) => setup::venv(&repo, Length::Long).map(drop)?,
         ("bench", rest) => demo::bench(&repo, rest)?,
+        ("arm", []) => arm::test(&repo)?,
         ("gen", []) => checks::generate(&repo, &[])?,
         ("gen", ["--check"]) => checks::generate(&repo, &["--check"])?,
         _ => bail!("no such chore: {}\n{HELP}", arguments.join(" ")),

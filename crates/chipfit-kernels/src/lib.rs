@@ -10,10 +10,12 @@
 //! touch memory; nothing here is random, allocates per output, or keeps state between calls but what [`Scratch`] holds.
 //!
 //! Read `geometry`, then `conv` ([`Conv`], the entry point), then `scalar` (the specification), then one instruction
-//! set under `x86`.
+//! set under `x86` or `arm`.
 
 mod buffer;
 mod conv;
+mod delta;
+mod depthwise;
 mod drive;
 mod elementwise;
 mod error;
@@ -28,10 +30,13 @@ mod requantize;
 mod scalar;
 mod scratch;
 
+#[cfg(target_arch = "aarch64")]
+mod arm;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use conv::Conv;
+pub use delta::{DotRun, changed_sums, dot_runs, requantize_changed};
 pub use elementwise::{Add, Rounding, lookup};
 pub use error::KernelError;
 pub use geometry::ConvGeometry;

@@ -4,7 +4,8 @@
 mod common;
 
 use chipfit_kernels::{
-    Add, Conv, ConvGeometry, Isa, KernelError, Pool, Requantize, Rounding, Scratch, dot, lookup, sum_positions,
+    Add, Conv, ConvGeometry, Isa, KernelError, OutputBlock, Pool, Requantize, Rounding, Scratch, dot, lookup,
+    sum_positions,
 };
 use common::{Case, Numbers, random_geometry};
 
@@ -23,6 +24,15 @@ fn conv3x3(input: [usize; 2], in_channels: usize, out_channels: usize, stride: u
 
 fn conv1x1(input: [usize; 2], in_channels: usize, out_channels: usize, stride: usize) -> ConvGeometry {
     ConvGeometry { kernel: [1; 2], pads: [0; 4], ..conv3x3(input, in_channels, out_channels, stride) }
+}
+
+/// So that a test run for one instruction set cannot pass without it.
+#[test]
+fn the_expected_instruction_set_is_available() {
+    if let Ok(name) = std::env::var("CHIPFIT_EXPECT_ISA") {
+        let isa = Isa::parse(&name).expect("the name of an instruction set");
+        assert!(Isa::available().contains(&isa), "{name} is not among {:?}", Isa::available());
+    }
 }
 
 #[test]
@@ -131,6 +141,31 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(wide.checked_output(), Err(KernelError::TooLarge { .. })));
     let small = ConvGeometry { kernel: [3, 1], ..geometry };
     assert_eq!(small.checked_output(), Err(KernelError::KernelExceedsInput { axis: 0, kernel: 3, input: 2 }));
+}
+
+#[test]
+fn threads_share_one_output_by_channels() {
+    let case = Case::random(conv3x3([4, 4], 64, 200, 1), 2, 11);
+    let mut numbers = Numbers(12);
+    let scale = case.requantize(&mut numbers);
+    let expected: Vec<u8> =
+        case.naive().iter().enumerate().map(|(index, &sum)| scale.apply(index % 200, sum)).collect();
+    for isa in Isa::available() {
+        let conv = case.conv(isa);
+        let step = conv.channel_step();
+        let mut out = vec![0; expected.len()];
+        let (left, right) =
+            OutputBlock::new(&mut out, 200).expect("whole pixels").split_channels((100 / step).max(1) * step);
+        std::thread::scope(|scope| {
+            for block in [left, right] {
+                let (conv, case, scale) = (&conv, &case, &scale);
+                scope.spawn(move || {
+                    conv.run_block(&case.input, 0..4, scale, block, &mut Scratch::new()).expect("sizes");
+                });
+            }
+        });
+        assert_eq!(out, expected, "{}", isa.name());
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! How fast the simulator is: inferences per second of both ResNet-18s, by batch, threads, instruction set and faults.
 //!
-//! `cargo run --release -p chipfit-npu --example speed [cifar|imagenet] [seconds per line] [instruction set]`
+//! `cargo run --release -p chipfit-npu --example speed [cifar|imagenet] [seconds per line] [instruction set] \
+//! [threads] [batch] [flips]`, every argument a filter; `-` takes all.
 //!
 //! A line gives inferences per second of processor time (user and system, all threads, times the number of threads, so
 //! that idle waiting does not count) and of elapsed time, best of several rounds, and the ratio to the fault-free run.
@@ -109,9 +110,11 @@ fn main() {
     let chosen = arguments.first().map_or("", String::as_str);
     let seconds = arguments.get(1).and_then(|text| text.parse().ok()).unwrap_or(2.0);
     let only = arguments.get(2).and_then(|name| Isa::parse(name));
+    let filter = |at: usize| arguments.get(at).and_then(|text| text.parse::<usize>().ok());
+    let is_taken = |at: usize, value: usize| filter(at).is_none_or(|only| only == value);
     let chunk = std::env::var("CHUNK").ok().and_then(|text| text.parse().ok());
     for (name, which) in [("cifar", ResNet18::Cifar), ("imagenet", ResNet18::ImageNet)] {
-        if !name.starts_with(chosen) {
+        if chosen != "-" && !name.starts_with(chosen) {
             continue;
         }
         let program = resnet18(which, 1);
@@ -121,8 +124,14 @@ fn main() {
                 continue;
             }
             for (threads, batch) in [(1, 1), (1, 32), (2, 1), (2, 32)] {
+                if !is_taken(3, threads) || !is_taken(4, batch) {
+                    continue;
+                }
                 let mut clean = 0.0;
                 for flips in [0, 10, 100, 1000] {
+                    if !is_taken(5, flips) {
+                        continue;
+                    }
                     let options = SimulatorOptions { isa: Some(isa), threads, chunk, ..Default::default() };
                     let mut simulator = Simulator::new(program.clone(), options).expect("a simulator");
                     if flips > 0 {

@@ -10,11 +10,13 @@
 mod bounds;
 mod compare;
 mod data_options;
+mod evaluate;
 mod extract;
 mod failure;
 mod inspect;
 mod options;
 mod picture;
+mod processor_options;
 mod proof;
 mod quantize;
 mod report;
@@ -45,6 +47,7 @@ enum Command {
     Inspect(inspect::Arguments),
     Rewrite(Box<rewrite::Arguments>),
     Compare(compare::Arguments),
+    Evaluate(Box<evaluate::Arguments>),
     Quantize(Box<quantize::Arguments>),
     Zoo(zoo::Arguments),
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Inspect(a) => (a.json, inspect::run(&a)),
         Command::Rewrite(a) => (a.json, rewrite::run(&a)),
         Command::Compare(a) => (a.json, compare::run(&a)),
+        Command::Evaluate(a) => (a.json, evaluate::run(&a)),
         Command::Quantize(a) => (a.json, quantize::run(&a)),
         Command::Zoo(a) => (false, zoo::run(&a)),
     };

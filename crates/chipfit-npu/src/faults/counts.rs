@@ -6,9 +6,9 @@
 use super::generator::Stream;
 
 /// Largest mean of one table; populations are cut into chunks that obey it.
-pub(crate) const CHUNK_MEAN: f64 = 16.0;
+pub(crate) const CHUNK_MEAN: f64 = 32.0;
 
-/// Numbers from one table stay below this: the tail beyond has less than 2^-64 probability at mean 16.
+/// Numbers from one table stay below this: the tail beyond has less than 2^-64 probability at mean 32.
 pub(crate) const MOST: usize = 127;
 
 /// The distribution function of a small count, scaled to 2^64.
@@ -104,6 +104,7 @@ impl Chunks {
     #[inline]
     pub(crate) fn draw(&self, stream: &mut Stream, mut strike: impl FnMut(u64)) {
         let mut start = 0;
+        let mut chosen = [0u64; MOST];
         for chunk in 0..self.chunks {
             let (table, size) = match &self.table_longer {
                 Some(longer) if chunk < self.longer => (longer, self.units + 1),
@@ -111,7 +112,6 @@ impl Chunks {
             };
             let count = table.count(stream.bits());
             if count > 0 {
-                let mut chosen = [0u64; MOST];
                 for &unit in super::positions::small_subset(stream, size, count, &mut chosen) {
                     strike(start + unit);
                 }

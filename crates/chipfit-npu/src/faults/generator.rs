@@ -23,35 +23,35 @@ const fn mix_again(z: u64) -> u64 {
 
 /// What a stream is keyed by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Key(u64, u64);
+pub struct Key(u64, u64);
 
 impl Key {
     /// The empty key of a purpose; different purposes never share a stream.
-    pub(crate) const fn new(purpose: u64) -> Self {
+    pub const fn new(purpose: u64) -> Self {
         Self(GOLDEN, 0xD1B5_4A32_D192_ED03).with(purpose)
     }
 
     /// This key with one more word; the order matters.
-    pub(crate) const fn with(self, word: u64) -> Self {
+    pub const fn with(self, word: u64) -> Self {
         let first = mix(self.0 ^ mix(word.wrapping_add(GOLDEN)));
         let second = mix_again(self.1.wrapping_add(GOLDEN) ^ mix_again(word.wrapping_mul(GOLDEN)));
         Self(first, second)
     }
 
     /// A hash of this key.
-    pub(crate) const fn hash(self) -> u64 {
+    pub const fn hash(self) -> u64 {
         self.0
     }
 
     /// The numbers of this key, from the first.
-    pub(crate) const fn stream(self) -> Stream {
+    pub const fn stream(self) -> Stream {
         Stream { key: self, counter: 0 }
     }
 }
 
 /// The numbers of one key in turn.
 #[derive(Clone, Debug)]
-pub(crate) struct Stream {
+pub struct Stream {
     key: Key,
     counter: u64,
 }
@@ -59,7 +59,7 @@ pub(crate) struct Stream {
 impl Stream {
     /// 64 random bits.
     #[inline]
-    pub(crate) fn bits(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.counter = self.counter.wrapping_add(GOLDEN);
         let z = self.key.0.wrapping_add(self.counter);
         let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9) ^ self.key.1;
@@ -69,7 +69,7 @@ impl Stream {
 
     /// Exactly uniform in `0..end` (Lemire's multiplication with rejection); `end` above 0.
     #[inline]
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
+    pub fn below(&mut self, end: u64) -> u64 {
         debug_assert!(end > 0);
         let mut wide = u128::from(self.bits()) * u128::from(end);
         if (wide as u64) < end {
@@ -82,7 +82,7 @@ impl Stream {
     }
 
     /// Uniform in `[0, 1)` with 53 bits.
-    pub(crate) fn unit(&mut self) -> f64 {
+    pub fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
 }

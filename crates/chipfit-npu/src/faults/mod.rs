@@ -18,7 +18,7 @@
 mod counts;
 mod error;
 pub mod file;
-mod generator;
+pub mod generator;
 mod listed;
 mod model;
 mod population;
@@ -37,6 +37,7 @@ pub use listed::Listed;
 pub use model::Faults;
 pub use population::{Population, consumers, population};
 pub use report::{Expected, ExpectedFaults};
+pub use select::select_names;
 
 use std::fmt;
 use std::str::FromStr;

@@ -42,7 +42,9 @@ pub struct Faults {
 /// Units of one step and site that share one way of being struck.
 #[derive(Clone, Debug)]
 pub(super) struct Cell {
+    /// The `[[fault]]`, from 0.
     pub entry: u32,
+    /// Tells the cells of one entry, step and site apart: bits of different probability.
     pub part: u32,
     pub site: Site,
     pub exposed: Exposed,

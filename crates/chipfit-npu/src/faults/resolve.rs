@@ -121,7 +121,6 @@ impl Builder<'_> {
         let steps = self.steps(entry)?;
         // Cells that share one count: where they are, and how many units they have.
         let mut shared: Vec<(StepId, usize, u64)> = Vec::new();
-        let mut part = 0;
         for spec in specs(entry) {
             let mut units = 0;
             for &step in &steps {
@@ -136,7 +135,7 @@ impl Builder<'_> {
                 if exposed.units() == 0 {
                     continue;
                 }
-                for (exposed, amount) in self.amounts(&spec, step, exposed) {
+                for (part, (exposed, amount)) in (0..).zip(self.amounts(&spec, step, exposed)) {
                     if let Amount::Shared { .. } = amount {
                         shared.push((step, self.cells[step.0].len(), exposed.units()));
                     }
@@ -151,7 +150,6 @@ impl Builder<'_> {
                         lifetime: entry.lifetime.unwrap_or(Lifetime::Inference),
                         consumers: self.consumers(&spec, step),
                     };
-                    part += 1;
                     self.cells[step.0].push(cell);
                 }
             }

@@ -19,8 +19,20 @@ impl NoSuchLayer {
 
 /// The steps that `layers` names, ascending, none twice.
 pub(crate) fn select(program: &Program, layers: &Layers) -> Result<Vec<StepId>, NoSuchLayer> {
-    let steps = program.steps();
-    let mut is_chosen = vec![false; steps.len()];
+    let names: Vec<&str> = program.steps().iter().map(|step| step.name.as_str()).collect();
+    Ok(choose(&names, layers)?.into_iter().map(StepId).collect())
+}
+
+/// The positions in `names` that `layers` names, ascending, none twice: the rule of faults, plan and campaign files.
+///
+/// # Errors
+/// What is named and not there, with the nearest names, in words.
+pub fn select_names(names: &[&str], layers: &Layers) -> Result<Vec<usize>, String> {
+    choose(names, layers).map_err(|missing| format!("no layer is {}{}", missing.layer, missing.hint()))
+}
+
+fn choose(names: &[&str], layers: &Layers) -> Result<Vec<usize>, NoSuchLayer> {
+    let mut is_chosen = vec![false; names.len()];
     for layer in &layers.0 {
         let mut is_known = false;
         match layer {
@@ -32,9 +44,9 @@ pub(crate) fn select(program: &Program, layers: &Layers) -> Result<Vec<StepId>, 
             }
             Layer::Name(pattern) => {
                 // A name wins over the pattern that it also is.
-                let is_name = steps.iter().any(|step| step.name == *pattern);
-                for (step, chosen) in steps.iter().zip(&mut is_chosen) {
-                    if step.name == *pattern || (!is_name && matches(pattern, &step.name)) {
+                let is_name = names.contains(&pattern.as_str());
+                for (name, chosen) in names.iter().zip(&mut is_chosen) {
+                    if name == pattern || (!is_name && matches(pattern, name)) {
                         *chosen = true;
                         is_known = true;
                     }
@@ -43,13 +55,13 @@ pub(crate) fn select(program: &Program, layers: &Layers) -> Result<Vec<StepId>, 
         }
         if !is_known {
             let near = match layer {
-                Layer::Name(pattern) => nearest(pattern, steps.iter().map(|step| step.name.as_str())),
-                Layer::Index(_) => vec![format!("the last step is number {}", steps.len().saturating_sub(1))],
+                Layer::Name(pattern) => nearest(pattern, names.iter().copied()),
+                Layer::Index(_) => vec![format!("the last step is number {}", names.len().saturating_sub(1))],
             };
             return Err(NoSuchLayer { layer: layer.to_string(), near });
         }
     }
-    Ok((0..steps.len()).filter(|&step| is_chosen[step]).map(StepId).collect())
+    Ok((0..names.len()).filter(|&position| is_chosen[position]).collect())
 }
 
 /// Whether a pattern with `*` and `?` covers all of `name`; linear but for the last star.

@@ -16,6 +16,11 @@ fn resolve(text: &str, program: &Program) -> Faults {
     Faults::resolve(&FaultsFile::parse(text).unwrap(), program, 42).unwrap()
 }
 
+/// Chains and branched programs.
+fn any_program(seed: u64) -> Program {
+    if seed.is_multiple_of(2) { crate::testing::program(seed) } else { crate::testing::graphs::graph(seed) }
+}
+
 /// Strikes of one step.
 fn drawn(source: &dyn StrikeSource, key: DrawKey, step: usize, replica: u8) -> Vec<Strike> {
     let mut strikes = Vec::new();

@@ -98,6 +98,11 @@ impl Exposed {
     pub(super) fn unit(&self, index: u64) -> (u64, u32) {
         match self.bits.len() as u64 {
             0 => (self.words.word(index), 0),
+            // Shifts where they will do: words mostly expose 8, 16 or 32 bits.
+            bits if bits.is_power_of_two() => {
+                let word = self.words.word(index >> bits.trailing_zeros());
+                (word, self.bits[(index & (bits - 1)) as usize])
+            }
             bits => (self.words.word(index / bits), self.bits[(index % bits) as usize]),
         }
     }

@@ -310,6 +310,7 @@ impl Plan {
 pub(crate) struct LinearOutputs<'a> {
     linear: &'a Linear,
     finish: &'a Finish,
+    is_bounded: bool,
     operands: Operands<'a>,
     /// The rows of channels whose weights are struck, ascending.
     rows: Vec<(usize, Vec<i8>)>,
@@ -334,7 +335,7 @@ impl<'a> LinearOutputs<'a> {
                 row[index % products] = weight;
             }
         }
-        Self { linear, finish: &kernel.finish, operands, rows }
+        Self { linear, finish: &kernel.finish, is_bounded: kernel.is_bounded, operands, rows }
     }
 
     fn weights(&self, channel: usize) -> &[i8] {
@@ -379,6 +380,10 @@ impl Outputs for LinearOutputs<'_> {
 
     fn requantise(&self, output: usize, accumulator: i32) -> u8 {
         self.finish.apply(output % self.linear.geometry.out_channels, accumulator)
+    }
+
+    fn interval(&self, output: usize, clean: u8) -> Option<[i32; 2]> {
+        self.is_bounded.then(|| self.finish.interval(output % self.linear.geometry.out_channels, clean))?
     }
 }
 
@@ -432,5 +437,9 @@ impl Outputs for MatMulOutputs<'_> {
 
     fn requantise(&self, _output: usize, accumulator: i32) -> u8 {
         self.finish.apply(0, accumulator)
+    }
+
+    fn interval(&self, _output: usize, _clean: u8) -> Option<[i32; 2]> {
+        None
     }
 }

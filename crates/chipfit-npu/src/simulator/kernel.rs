@@ -32,9 +32,40 @@ impl Finish {
     /// The biased byte of an accumulator.
     pub(crate) fn apply(&self, channel: usize, accumulator: i32) -> u8 {
         match self {
-            Self::Float(float) => float.apply(channel, accumulator),
+            Self::Float(float) => {
+                // Within -255..=255, adding 1.5 * 2^23 rounds half to even into the low bits.
+                const ROUND: f32 = 12_582_912.0;
+                let product = accumulator as f32 * float.multipliers[channel];
+                let limited =
+                    product.max((float.low - float.zero_point) as f32).min((float.high - float.zero_point) as f32);
+                let steps = (limited + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
+                (steps + float.zero_point) as u8
+            }
             Self::Fixed(fixed) => fixed.apply(channel, accumulator),
         }
+    }
+
+    /// Accumulators that contain all those whose byte is `byte`, up to 2^30 in size; `None` where rounding is in fixed
+    /// point, or where sums of a larger size could occur.
+    ///
+    /// The caller's accumulators must be below 2^30 in size.
+    pub(crate) fn interval(&self, channel: usize, byte: u8) -> Option<[i32; 2]> {
+        const MOST: f64 = (1 << 30) as f64;
+        let Self::Float(float) = self else { return None };
+        let multiplier = f64::from(float.multipliers[channel]);
+        if multiplier < 1e-9 {
+            return None;
+        }
+        let byte = i32::from(byte);
+        // Half a step either way, and what fp32 rounding may add, generously.
+        let end = |steps: f64, outward: f64| {
+            let sum = steps / multiplier;
+            (sum + outward * (2.0 + sum.abs() * 1e-6)).clamp(-MOST, MOST)
+        };
+        let steps = f64::from(byte - float.zero_point);
+        let low = if byte <= float.low { -MOST } else { end(steps - 0.5, -1.0).floor() };
+        let high = if byte >= float.high { MOST } else { end(steps + 0.5, 1.0).ceil() };
+        Some([low as i32, high as i32])
     }
 
     fn borrowed(&self) -> chipfit_kernels::Rescale<'_> {
@@ -52,6 +83,8 @@ pub(crate) struct LinearKernel {
     pub(crate) finish: Finish,
     /// Output height and width.
     pub(crate) map: [usize; 2],
+    /// Whether every fault-free accumulator is below 2^30 in size.
+    pub(crate) is_bounded: bool,
     /// Where weight zero points are not all 0: sums of the activations, one channel per group, and those zero points.
     sums: Option<(Conv, Vec<i16>)>,
 }
@@ -69,7 +102,9 @@ impl LinearKernel {
             Some((Conv::new(isa, geometry, &ones, &vec![0; groups], input)?, linear.weight_zero_points.clone()))
         };
         let finish = Finish::new(&linear.rescale, output, linear.low, linear.high);
-        Ok(Self { map: conv.output(), conv, finish, sums })
+        let bias = linear.bias.iter().map(|bias| u64::from(bias.unsigned_abs())).max().unwrap_or(0);
+        let is_bounded = bias.saturating_add((linear.products() as u64).saturating_mul(255 * 255)) < 1 << 30;
+        Ok(Self { map: conv.output(), conv, finish, is_bounded, sums })
     }
 
     /// Bytes of packed weights.

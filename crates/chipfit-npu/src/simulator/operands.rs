@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use chipfit_kernels::{Isa, centered_dot};
+use chipfit_kernels::{DotRun, Isa, dot_runs};
 
 use crate::program::{ConvGeometry, Linear};
 
@@ -123,58 +123,93 @@ impl Taps<'_> {
         let geometry = &self.shared.linear.geometry;
         let channels = self.channels();
         let kernel_row = geometry.kernel[1] * channels;
-        let mut sum = 0_i32;
+        let is_joined = geometry.groups == 1 && geometry.dilation[1] == 1;
+        let mut runs = Runs { taps: self, runs: [DotRun::default(); 8], count: 0, sum: 0 };
         let mut k = range.start;
+        let mut tap_row = k / kernel_row.max(1);
         while k < range.end {
-            let tap_row = k / kernel_row;
-            let row_end = range.end.min((tap_row + 1) * kernel_row);
+            let first = tap_row * kernel_row;
+            let row_end = range.end.min(first + kernel_row);
             if let Some(y) = tap(geometry, 0, self.row, tap_row) {
-                sum = sum.wrapping_add(self.row_sum(
-                    y,
-                    k - tap_row * kernel_row..row_end - tap_row * kernel_row,
-                    tap_row * kernel_row,
-                ));
+                let within = k - first..row_end - first;
+                if is_joined {
+                    self.joined_run(y, within, first, &mut runs);
+                } else {
+                    self.tap_runs(y, within, first, &mut runs);
+                }
             }
             k = row_end;
+            tap_row += 1;
         }
-        sum
+        runs.total()
     }
 
-    /// One kernel row: `range` counts within it, `first` is its first product.
-    fn row_sum(&self, y: usize, range: Range<usize>, first: usize) -> i32 {
+    /// One kernel row whose columns lie side by side: what is left of padding is one run. `range` counts within the
+    /// row, `first` is its first product.
+    fn joined_run(&self, y: usize, range: Range<usize>, first: usize, runs: &mut Runs<'_>) {
+        let geometry = &self.shared.linear.geometry;
+        let channels = geometry.in_channels;
+        let left = (self.column * geometry.stride[1]).cast_signed() - geometry.pads[1].cast_signed();
+        let start = range.start.cast_signed().max(-left * channels.cast_signed());
+        let end = range.end.cast_signed().min((geometry.input[1].cast_signed() - left) * channels.cast_signed());
+        if start < end {
+            let row = (y * geometry.input[1] * channels).cast_signed();
+            let x = (row + left * channels.cast_signed() + start).cast_unsigned();
+            runs.push(DotRun { x, w: first + start.cast_unsigned(), length: (end - start).cast_unsigned() });
+        }
+    }
+
+    /// One kernel row, tap by tap.
+    fn tap_runs(&self, y: usize, range: Range<usize>, first: usize, runs: &mut Runs<'_>) {
         let geometry = &self.shared.linear.geometry;
         let channels = self.channels();
-        if geometry.groups == 1 && geometry.dilation[1] == 1 {
-            // Columns lie side by side: what is left of padding is one run.
-            let left = (self.column * geometry.stride[1]).cast_signed() - geometry.pads[1].cast_signed();
-            let start = range.start.cast_signed().max(-left * channels.cast_signed());
-            let end = range.end.cast_signed().min((geometry.input[1].cast_signed() - left) * channels.cast_signed());
-            if start >= end {
-                return 0;
-            }
-            let from = ((y * geometry.input[1] * channels).cast_signed() + left * channels.cast_signed() + start)
-                .cast_unsigned();
-            let length = (end - start).cast_unsigned();
-            return self.run(from, first + start.cast_unsigned(), length);
-        }
-        let mut sum = 0_i32;
         let mut at = range.start;
         while at < range.end {
             let position = at / channels;
             let end = range.end.min((position + 1) * channels);
             if let Some(x) = tap(geometry, 1, self.column, position) {
-                let from = (y * geometry.input[1] + x) * geometry.in_channels + self.first_channel + at % channels;
-                sum = sum.wrapping_add(self.run(from, first + at, end - at));
+                let x = (y * geometry.input[1] + x) * geometry.in_channels + self.first_channel + at % channels;
+                runs.push(DotRun { x, w: first + at, length: end - at });
             }
             at = end;
         }
-        sum
+    }
+}
+
+/// Runs of operands that wait to be multiplied.
+struct Runs<'a> {
+    taps: &'a Taps<'a>,
+    runs: [DotRun; 8],
+    count: usize,
+    sum: i32,
+}
+
+impl Runs<'_> {
+    fn push(&mut self, run: DotRun) {
+        if self.count == self.runs.len() {
+            self.flush();
+        }
+        self.runs[self.count] = run;
+        self.count += 1;
     }
 
-    fn run(&self, from: usize, k: usize, length: usize) -> i32 {
-        let activations = &self.shared.input[from..from + length];
-        let weights = &self.weights[k..k + length];
-        dot(self.shared.isa, activations, self.shared.zero_point, weights, self.weight_zero_point)
+    fn flush(&mut self) {
+        let Taps { shared, weights, weight_zero_point, .. } = *self.taps;
+        let runs = &self.runs[..self.count];
+        self.sum = self.sum.wrapping_add(dot_runs(shared.isa, shared.zero_point, shared.input, weights, runs));
+        if weight_zero_point != 0 {
+            let activations = runs.iter().flat_map(|run| &shared.input[run.x..run.x + run.length]);
+            let sum = activations.fold(0_i32, |sum, &x| sum.wrapping_add(i32::from(x) - i32::from(shared.zero_point)));
+            self.sum = self.sum.wrapping_sub(weight_zero_point.wrapping_mul(sum));
+        }
+        self.count = 0;
+    }
+
+    fn total(mut self) -> i32 {
+        if self.count > 0 {
+            self.flush();
+        }
+        self.sum
     }
 }
 
@@ -219,14 +254,4 @@ impl Products for Pairs<'_> {
     fn sum(&self, range: Range<usize>) -> i32 {
         range.fold(0_i32, |sum, k| sum.wrapping_add(self.product(k)))
     }
-}
-
-/// `sum of (x - zero_point) * (w - weight_zero_point)`, wrapping.
-fn dot(isa: Isa, activations: &[u8], zero_point: u8, weights: &[i8], weight_zero_point: i32) -> i32 {
-    let symmetric = centered_dot(isa, zero_point, activations, weights);
-    if weight_zero_point == 0 {
-        return symmetric;
-    }
-    let sum = activations.iter().fold(0_i32, |sum, &x| sum.wrapping_add(i32::from(x) - i32::from(zero_point)));
-    symmetric.wrapping_sub(weight_zero_point.wrapping_mul(sum))
 }

@@ -3,7 +3,7 @@
 //! Promises: equals the twin bit for bit; touches only outputs that a strike or an override reaches, and of a unit
 //! that votes only those whose vote can differ from the clean word: two replicas struck, or an override.
 
-use crate::faults::Strike;
+use crate::faults::{Change, Strike};
 use crate::program::Tensor;
 use crate::protection::Vote;
 
@@ -22,6 +22,8 @@ pub(crate) trait Outputs {
     fn bias(&self, output: usize) -> i32;
     /// The biased byte of a final accumulator.
     fn requantise(&self, output: usize, accumulator: i32) -> u8;
+    /// Accumulators that contain all those whose byte is `clean`, or `None` where that is not known.
+    fn interval(&self, output: usize, clean: u8) -> Option<[i32; 2]>;
 }
 
 /// What votes in a step.
@@ -80,8 +82,8 @@ pub(crate) fn patch_products<O: Outputs>(
     let mut overrides = overrides.chunk_by(|a, b| a.0 == b.0).peekable();
     let mut own = Vec::new();
     loop {
-        let next = cursors.iter().filter_map(Cursor::peek).chain(overrides.peek().map(|list| list[0].0)).min();
-        let Some(output) = next else { return };
+        let struck = cursors.iter().map(Cursor::peek).min().unwrap_or(u64::MAX);
+        let output = overrides.peek().map_or(struck, |list| struck.min(list[0].0));
         let Some(position) = usize::try_from(output).ok().filter(|&at| at < out.len()) else { return };
         let of = [0, 1, 2].map(|replica: usize| cursors[replica].take(output));
         own.clear();
@@ -89,10 +91,64 @@ pub(crate) fn patch_products<O: Outputs>(
             own.extend(list.iter().map(|&(_, change)| change));
         }
         let clean = own.is_empty().then_some(out[position]);
+        let is_protected = unit.is_protected(position);
+        if let ([first, ..], Some(clean), false) = (&of, clean, is_protected)
+            && first.acc_out.is_empty()
+            && let Some(byte) = shortcut(outputs, &words, output, position, clean, first)
+        {
+            out[position] = unit.store(byte, first.out);
+            continue;
+        }
         let struck =
             Struck { unit, words, output, products: outputs.products(position, &own), bias: outputs.bias(position) };
-        out[position] = struck.byte(&of, clean, |sum| outputs.requantise(position, sum), unit.is_protected(position));
+        out[position] = struck.byte(&of, clean, |sum| outputs.requantise(position, sum), is_protected);
     }
+}
+
+/// The byte of an output with a single struck word, from its clean byte, where that determines it: the clean byte
+/// bounds the accumulator, and every accumulator within those bounds, changed by what the strike adds, gives one byte.
+fn shortcut<O: Outputs>(
+    outputs: &O,
+    words: &Words,
+    output: u64,
+    position: usize,
+    clean: u8,
+    strikes: &OfOutput<'_>,
+) -> Option<u8> {
+    let (strike, is_product) = match (strikes.mul, strikes.acc) {
+        ([], []) => return Some(clean),
+        ([strike], []) => (strike, true),
+        ([], [strike]) => (strike, false),
+        _ => return None,
+    };
+    let [low, high] = outputs.interval(position, clean)?;
+    // Requantization is monotone, so equal bytes at both ends are the byte of all between.
+    let byte_after = |delta: i32| {
+        let (low, high) = (low.checked_add(delta)?, high.checked_add(delta)?);
+        let byte = outputs.requantise(position, low);
+        (byte == outputs.requantise(position, high)).then_some(byte)
+    };
+    if is_product {
+        let product = outputs.products(position, &[]).product((strike.word - output * words.products as u64) as usize);
+        return byte_after(strike.change.apply_signed(product, words.product_bits).wrapping_sub(product));
+    }
+    // A flip adds or subtracts its bit: if both give one byte, the partial sum does not matter.
+    let Change::Xor(mask) = strike.change else { return None };
+    if mask.count_ones() == 1
+        && mask < 1 << 30
+        && let Some(byte) = byte_after(mask.cast_signed())
+        && byte_after(-mask.cast_signed()) == Some(byte)
+    {
+        return Some(byte);
+    }
+    let products = outputs.products(position, &[]);
+    let upto = words.upto((strike.word - output * words.updates() as u64) as usize);
+    let partial = outputs.bias(position).wrapping_add(products.sum(0..upto));
+    let delta = strike.change.apply_signed(partial, 32).wrapping_sub(partial);
+    byte_after(delta).or_else(|| {
+        let sum = partial.wrapping_add(products.sum(upto..words.products)).wrapping_add(delta);
+        Some(outputs.requantise(position, sum))
+    })
 }
 
 impl<P: Products> Struck<'_, P> {
@@ -155,7 +211,7 @@ impl<P: Products> Struck<'_, P> {
 /// Patches a step without products: `out` strikes only.
 pub(crate) fn patch_stored(unit: &Unit<'_>, replicas: [&[Strike]; 3], out: &mut [u8]) {
     let mut cursors = replicas.map(|strikes| Cursor::new(strikes, None));
-    while let Some(output) = cursors.iter().filter_map(Cursor::peek).min() {
+    while let Some(output) = cursors.iter().map(Cursor::peek).min() {
         let Some(position) = usize::try_from(output).ok().filter(|&at| at < out.len()) else { return };
         let of = [0, 1, 2].map(|replica: usize| cursors[replica].take(output).out);
         let byte = out[position];

@@ -25,7 +25,7 @@ impl Words {
     }
 
     /// Products that are in the accumulator after `update`.
-    fn upto(&self, update: usize) -> usize {
+    pub(crate) fn upto(&self, update: usize) -> usize {
         ((update + 1) * self.lanes).min(self.products)
     }
 }
@@ -42,6 +42,8 @@ pub(crate) fn of_site(strikes: &[Strike], site: Site) -> &[Strike] {
 pub(crate) struct Cursor<'a> {
     lists: [&'a [Strike]; 4],
     words: [u64; 4],
+    /// The output of each list's first strike; `u64::MAX` at the end.
+    next: [u64; 4],
 }
 
 /// One replica's strikes of one output.
@@ -61,26 +63,40 @@ impl<'a> Cursor<'a> {
             None => [&[][..]; 3],
         };
         let per_output = words.map_or([1, 1], |words| [words.products.max(1) as u64, words.updates().max(1) as u64]);
-        Self { lists: [mul, acc, acc_out, of_site(strikes, Site::Out)], words: [per_output[0], per_output[1], 1, 1] }
+        let mut cursor = Self {
+            lists: [mul, acc, acc_out, of_site(strikes, Site::Out)],
+            words: [per_output[0], per_output[1], 1, 1],
+            next: [u64::MAX; 4],
+        };
+        (0..4).for_each(|at| cursor.look(at));
+        cursor
     }
 
-    /// The next output that has strikes.
-    pub(crate) fn peek(&self) -> Option<u64> {
-        (0..4).filter_map(|at| self.lists[at].first().map(|strike| strike.word / self.words[at])).min()
+    fn look(&mut self, at: usize) {
+        self.next[at] = self.lists[at].first().map_or(u64::MAX, |strike| strike.word / self.words[at]);
+    }
+
+    /// The next output that has strikes; `u64::MAX` when none is left.
+    pub(crate) fn peek(&self) -> u64 {
+        let [a, b, c, d] = self.next;
+        a.min(b).min(c.min(d))
     }
 
     /// The strikes of `output`; those of lower outputs must have been taken.
     pub(crate) fn take(&mut self, output: u64) -> OfOutput<'a> {
-        let mut of = [0, 1, 2, 3].map(|at| {
+        let mut of = OfOutput::default();
+        let parts = [&mut of.mul, &mut of.acc, &mut of.acc_out, &mut of.out];
+        for (at, part) in parts.into_iter().enumerate() {
+            if self.next[at] != output {
+                continue;
+            }
             let list = self.lists[at];
             let end = (output + 1).saturating_mul(self.words[at]);
             let count = list.iter().take_while(|strike| strike.word < end).count();
-            let (taken, rest) = list.split_at(count);
-            self.lists[at] = rest;
-            taken
-        });
-        let [mul, acc, acc_out, out] = &mut of;
-        OfOutput { mul, acc, acc_out, out }
+            (*part, self.lists[at]) = list.split_at(count);
+            self.look(at);
+        }
+        of
     }
 }
 

@@ -244,7 +244,7 @@ proptest! {
 
     #[test]
     fn whatever_resolves_can_be_drawn_and_run(text in prop::collection::vec(fitting(), 1..3), seed in 0u64..200) {
-        let program = testing::program(seed);
+        let program = any_program(seed);
         let Ok(file) = FaultsFile::parse(&text.concat()) else { return Ok(()) };
         prop_assert_eq!(&FaultsFile::parse(&file.to_toml()).unwrap(), &file);
         let Ok(faults) = Faults::resolve(&file, &program, seed) else { return Ok(()) };

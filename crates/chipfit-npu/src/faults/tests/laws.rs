@@ -78,12 +78,22 @@ fn struck_units_are_ascending_and_uniform() {
 }
 
 #[test]
+fn pinned_units_never_change() {
+    // From an implementation in another language, after `docs/fault-model.md`.
+    let mut units = Vec::new();
+    let key = Key::new(1).with(1).with(2).with(3).with(4 << 16).with(0);
+    Chunks::binomial(1_000_003, 1e-4).draw(&mut key.stream(), |unit| units.push(unit));
+    assert_eq!((units.len(), units.iter().sum::<u64>()), (100, 52_029_060));
+    assert_eq!((&units[..3], &units[97..]), (&[4_078, 24_163, 29_011][..], &[977_807, 985_420, 995_738][..]));
+}
+
+#[test]
 fn units_are_struck_independently_within_and_across_chunks() {
-    // 80 units at 0.4 lie in three chunks; every pair must be struck together with probability 0.16.
-    let (units, p, draws) = (80usize, 0.4, 20_000usize);
+    // 200 units at 0.4 lie in three chunks; every pair must be struck together with probability 0.16.
+    let (units, p, draws) = (200usize, 0.4, 20_000usize);
     let chunks = Chunks::binomial(units as u64, p);
     let mut together = vec![0u64; 3];
-    let pairs = [(0usize, 1usize), (3, 60), (26, 27)];
+    let pairs = [(0usize, 1usize), (3, 160), (66, 67)];
     for draw in 0..draws {
         let mut is_struck = vec![false; units];
         chunks.draw(&mut Key::new(7).with(draw as u64).stream(), |unit| is_struck[unit as usize] = true);
@@ -123,8 +133,8 @@ fn poisson_numbers_follow_their_law() {
 
 #[test]
 fn every_subset_is_as_likely() {
-    // Two of six: as drawn; four of six: the complement of two.
-    for (size, count, subsets) in [(6u64, 2u64, 15usize), (6, 4, 15), (5, 1, 5)] {
+    // Floyd's algorithm; the complement; first different values, which repeat in a ninth of the draws.
+    for (size, count, subsets) in [(6u64, 2u64, 15usize), (6, 4, 15), (5, 1, 5), (9, 2, 36)] {
         let draws = 15_000;
         let mut histogram = std::collections::BTreeMap::new();
         for draw in 0..draws {
