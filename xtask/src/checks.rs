@@ -38,7 +38,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// The oracle scripts of tests/python; each prints `N passed, N failed` and exits with 1 when one failed.
-const ORACLES: [&str; 5] = ["node_tests", "opsets", "surroundings", "quantised", "real_models"];
+const ORACLES: [&str; 6] = ["node_tests", "opsets", "surroundings", "quantised", "real_models", "quantize_int8"];
 
 /// Compiles the damage in that the mutation test does to written models; the release build is made without it.
 const MUTANTS: &str = "chipfit/sabotage";

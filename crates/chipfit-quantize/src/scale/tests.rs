@@ -22,9 +22,8 @@ proptest! {
         prop_assert_eq!(quantizer.dequantize(quantizer.zero_point), 0.0);
         let x = range.low + (range.high - range.low) * at;
         let back = quantizer.dequantize(quantizer.quantize(x));
-        // The zero point is rounded, too: at an end of the range up to one step may be cut off.
-        let steps = if x == range.low || x == range.high || at < 0.01 || at > 0.99 { 1.0 } else { 0.5 };
-        prop_assert!((x - back).abs() <= quantizer.scale * (steps + 1e-3), "{x} {back} {quantizer:?}");
+        // Rounding the zero point moves the ends by half a step at most, so this holds there, too.
+        prop_assert!((x - back).abs() <= quantizer.scale * 0.501, "{x} {back} {quantizer:?}");
     }
 
     #[test]
