@@ -49,8 +49,10 @@ fn changed_sums_scalar(changes: &[(u32, i16)], rows: &[i8], out: &mut [i32]) {
 ///
 /// An instruction set that this machine lacks is replaced by the scalar loop.
 ///
+/// The constants of `rescale` are those that a convolution took, so they are not checked again.
+///
 /// # Errors
-/// [`KernelError`] for slices of different lengths or unusable constants.
+/// [`KernelError`] for slices of different lengths.
 pub fn requantize_changed<'r>(
     isa: Isa,
     rescale: impl Into<Rescale<'r>>,
@@ -62,7 +64,13 @@ pub fn requantize_changed<'r>(
     let channels = out.len();
     check_length("accumulators", sums.len(), channels)?;
     check_length("changes", changes.len(), channels)?;
-    rescale.check(channels)?;
+    match rescale {
+        Rescale::Float(float) => check_length("multipliers", float.multipliers.len(), channels)?,
+        Rescale::Fixed(fixed) => {
+            check_length("multipliers", fixed.multipliers.len(), channels)?;
+            check_length("shifts", fixed.shifts.len(), channels)?;
+        }
+    }
     let finish = Finish { target: Target::bytes(out.as_mut_ptr(), rescale), pitch: channels };
     let mut totals = [0_i32; 64];
     for channel in (0..channels).step_by(totals.len()) {

@@ -16,6 +16,7 @@ pub mod onnxruntime;
 pub mod ops;
 pub mod processor;
 pub mod program;
+pub mod propagate;
 pub mod protection;
 pub mod simulator;
 pub mod testing;
@@ -25,5 +26,6 @@ pub use faults::{Change, DrawKey, Faults, FaultsError, FaultsFile, Listed, Site,
 pub use machine::Machine;
 pub use processor::{Batch, Processor, ProcessorError, Request, TensorDelta, Trace};
 pub use program::{Op, Program, Step, StepId, Tensor, TensorId};
+pub use propagate::{Golden, Masking, Propagator, StruckWord, TrialOutcome, TrialScratch};
 pub use protection::{Protection, Vote};
 pub use simulator::{Simulator, SimulatorOptions};

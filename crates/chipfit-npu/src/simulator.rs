@@ -6,13 +6,13 @@
 //! A batch is cut into chunks of pictures whose activations fit the second-level cache; threads take chunks. One
 //! picture alone is divided inside each linear step. Read `execute` first, then `patch`, `struck`, `operands`.
 
-mod buffers;
-mod execute;
-mod kernel;
-mod operands;
-mod patch;
+pub(crate) mod buffers;
+pub(crate) mod execute;
+pub(crate) mod kernel;
+pub(crate) mod operands;
+pub(crate) mod patch;
 mod plan;
-mod struck;
+pub(crate) mod struck;
 #[cfg(test)]
 mod tests;
 pub(crate) mod update;
@@ -53,7 +53,7 @@ impl Default for SimulatorOptions {
 
 /// The simulated integer processor.
 pub struct Simulator {
-    plan: Plan,
+    plan: Arc<Plan>,
     protection: Protection,
     source: Option<Arc<dyn StrikeSource + Send + Sync>>,
     seed: u64,
@@ -96,7 +96,7 @@ impl Simulator {
             1 => None,
             _ => Some(rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(failure)?),
         };
-        let plan = Plan { program, kernels: kernels?, layout, isa, machine: options.machine };
+        let plan = Arc::new(Plan { program, kernels: kernels?, layout, isa, machine: options.machine });
         Ok(Self {
             plan,
             protection: Protection::none(),
@@ -145,6 +145,16 @@ impl Simulator {
         let workspaces = self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
         let working: usize = workspaces.iter().map(Workspace::bytes).sum();
         constants + self.plan.bytes() + working + self.divided.bytes()
+    }
+
+    /// What does not change between passes, for [`crate::Golden`].
+    pub(crate) fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// The units that are computed three times.
+    pub(crate) fn protection(&self) -> &Protection {
+        &self.protection
     }
 
     fn forward_chunks(&mut self, request: &Request<'_>, trace: &mut Trace) -> Result<(), ProcessorError> {
@@ -229,17 +239,18 @@ impl Processor for Simulator {
 
     fn update(&mut self, deltas: &[TensorDelta]) -> Result<(), ProcessorError> {
         let (program, touched) = update::apply(&self.plan.program, deltas)?;
+        let plan = Arc::make_mut(&mut self.plan);
         let mut kernels = Vec::with_capacity(touched.len());
         for &position in &touched {
             let step = &program.steps()[position];
-            let kernel = StepKernel::new(self.plan.isa, &program, step)
+            let kernel = StepKernel::new(plan.isa, &program, step)
                 .map_err(|error| failure(format_args!("step '{}': {error}", step.name)))?;
             kernels.push((position, kernel));
         }
         for (position, kernel) in kernels {
-            self.plan.kernels[position] = kernel;
+            plan.kernels[position] = kernel;
         }
-        self.plan.program = program;
+        plan.program = program;
         Ok(())
     }
 

@@ -50,11 +50,6 @@ fn seen(strikes: &[Strike], word: u8, consumers: u32) -> (u8, Vec<(u32, u8)>) {
 }
 
 impl Buffers {
-    /// Whether nothing is struck.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.activations.is_empty() && self.weights.is_empty() && self.overrides.is_empty()
-    }
-
     /// The buffers of a linear step whose first input is `input`.
     pub(crate) fn of_linear(linear: &Linear, tensor: &Tensor, input: &[u8], strikes: &[Strike]) -> Self {
         let mut buffers = Self::default();

@@ -237,7 +237,7 @@ impl Plan {
     }
 
     /// The clean step.
-    fn compute(
+    pub(crate) fn compute(
         &self,
         step: &Step,
         kernel: &StepKernel,
@@ -348,8 +348,33 @@ impl<'a> LinearOutputs<'a> {
         }
     }
 
+    /// Channels whose weights are struck.
+    pub(crate) fn struck_channels(&self) -> impl Iterator<Item = usize> {
+        self.rows.iter().map(|&(channel, _)| channel)
+    }
+
+    /// As [`LinearOutputs::recompute`], from the accumulators that belong to the input.
+    pub(crate) fn shift(&self, sums: &[i32], weights: &[(usize, i8)], out: &mut [u8]) {
+        let products = self.linear.products();
+        let channels = self.linear.geometry.out_channels;
+        for weights in weights.chunk_by(|a, b| a.0 / products == b.0 / products) {
+            let channel = weights[0].0 / products;
+            for pixel in 0..out.len() / channels {
+                let taps = self.operands.taps(pixel, channel, self.weights(channel), &[]);
+                let delta = weights.iter().fold(0_i32, |delta, &(index, weight)| {
+                    let change = i32::from(weight) - i32::from(self.linear.weights[index]);
+                    delta.wrapping_add(change * taps.activation(index % products))
+                });
+                if delta != 0 {
+                    let at = pixel * channels + channel;
+                    out[at] = self.finish.apply(channel, sums[at].wrapping_add(delta));
+                }
+            }
+        }
+    }
+
     /// Computes the outputs of the channels whose weights are struck.
-    fn recompute(&self, out: &mut [u8]) {
+    pub(crate) fn recompute(&self, out: &mut [u8]) {
         let products = self.linear.products();
         let channels = self.linear.geometry.out_channels;
         for (channel, row) in &self.rows {

@@ -68,7 +68,7 @@ impl Finish {
         Some([low as i32, high as i32])
     }
 
-    fn borrowed(&self) -> chipfit_kernels::Rescale<'_> {
+    pub(crate) fn borrowed(&self) -> chipfit_kernels::Rescale<'_> {
         match self {
             Self::Float(float) => float.into(),
             Self::Fixed(fixed) => fixed.into(),
@@ -105,6 +105,11 @@ impl LinearKernel {
         let bias = linear.bias.iter().map(|bias| u64::from(bias.unsigned_abs())).max().unwrap_or(0);
         let is_bounded = bias.saturating_add((linear.products() as u64).saturating_mul(255 * 255)) < 1 << 30;
         Ok(Self { map: conv.output(), conv, finish, is_bounded, sums })
+    }
+
+    /// Whether all weight zero points are 0.
+    pub(crate) fn is_symmetric(&self) -> bool {
+        self.sums.is_none()
     }
 
     /// Bytes of packed weights.

@@ -104,6 +104,11 @@ impl Taps<'_> {
         Some((y * geometry.input[1] + x) * geometry.in_channels + self.first_channel + channel)
     }
 
+    /// The activation of product `k`, less its zero point.
+    pub(crate) fn activation(&self, k: usize) -> i32 {
+        self.activation_index(k).map_or(0, |index| i32::from(self.shared.input[index]) - i32::from(self.shared.zero_point))
+    }
+
     fn buffered(&self, k: usize) -> i32 {
         self.activation_index(k).map_or(0, |index| {
             let activation = i32::from(self.shared.input[index]) - i32::from(self.shared.zero_point);

@@ -72,9 +72,4 @@ impl Layout {
     pub(crate) fn buffer(&self, tensor: TensorId) -> usize {
         self.buffers[tensor.0].unwrap_or(0)
     }
-
-    /// Bytes of all buffers.
-    pub(crate) fn bytes(&self) -> usize {
-        self.capacities.iter().sum::<usize>() * self.chunk
-    }
 }

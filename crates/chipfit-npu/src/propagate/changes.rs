@@ -1,0 +1,81 @@
+//! Which bytes of a tensor differ from the golden ones.
+
+use std::ops::Range;
+
+use crate::program::Tensor;
+
+/// Longer lists give way to a range of rows.
+const LIST: usize = 2048;
+
+/// The changed elements of one tensor.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Changes {
+    /// How many bytes differ.
+    pub(super) count: usize,
+    /// Rows that hold them all.
+    pub(super) rows: Range<usize>,
+    /// Every one, ascending, unless `is_long`.
+    pub(super) list: Vec<u32>,
+    /// Whether the list was given up.
+    pub(super) is_long: bool,
+}
+
+/// How a tensor divides into rows: their number, and bytes of one.
+pub(super) fn rows_of(tensor: &Tensor) -> (usize, usize) {
+    let elements = tensor.elements();
+    match tensor.shape.len() {
+        0..=2 => (1, elements),
+        _ => (tensor.shape[1], elements / tensor.shape[1].max(1)),
+    }
+}
+
+impl Changes {
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        self.count = 0;
+        self.rows = 0..0;
+        self.list.clear();
+        self.is_long = false;
+    }
+
+    /// Finds what differs in `rows` of a tensor; `working` and `golden` are whole tensors.
+    pub(super) fn compare(&mut self, working: &[u8], golden: &[u8], rows: Range<usize>, row_bytes: usize) {
+        self.clear();
+        let first = rows.start * row_bytes;
+        let end = (rows.end * row_bytes).min(golden.len());
+        let chunks = working[first..end].chunks(64).zip(golden[first..end].chunks(64));
+        for (chunk, (new, old)) in chunks.enumerate() {
+            if new == old {
+                continue;
+            }
+            for (at, (new, old)) in new.iter().zip(old).enumerate() {
+                if new != old {
+                    self.push(first + chunk * 64 + at);
+                }
+            }
+        }
+        self.finish(row_bytes);
+        if self.is_long {
+            self.rows = rows;
+        }
+    }
+
+    /// Adds an element; in ascending order.
+    pub(super) fn push(&mut self, index: usize) {
+        self.count += 1;
+        if self.list.len() < LIST {
+            self.list.push(index as u32);
+        } else {
+            self.is_long = true;
+        }
+    }
+
+    /// Closes a list: sets the rows from it.
+    pub(super) fn finish(&mut self, row_bytes: usize) {
+        let row = |index: &u32| *index as usize / row_bytes.max(1);
+        self.rows = match (self.list.first(), self.list.last()) {
+            (Some(first), Some(last)) => row(first)..row(last) + 1,
+            _ => 0..0,
+        };
+    }
+}
