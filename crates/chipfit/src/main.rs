@@ -12,6 +12,7 @@ mod compare;
 mod data_options;
 mod extract;
 mod failure;
+mod inject;
 mod inspect;
 mod options;
 mod picture;
@@ -43,6 +44,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Inspect(inspect::Arguments),
+    Inject(Box<inject::Arguments>),
     Rewrite(Box<rewrite::Arguments>),
     Compare(compare::Arguments),
     Quantize(Box<quantize::Arguments>),
@@ -52,6 +54,7 @@ enum Command {
 fn main() -> ExitCode {
     let (wants_json, result) = match Arguments::parse().command {
         Command::Inspect(a) => (a.json, inspect::run(&a)),
+        Command::Inject(a) => (a.json, inject::run(&a)),
         Command::Rewrite(a) => (a.json, rewrite::run(&a)),
         Command::Compare(a) => (a.json, compare::run(&a)),
         Command::Quantize(a) => (a.json, quantize::run(&a)),
