@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chipfit_npu::{
     Batch, DrawKey, Faults, Machine, Processor, Program, Protection, Request, Simulator, SimulatorOptions, StepId,
-    Strike, StrikeSource, Trace,
+    Strike, StrikeSource, TensorId, Trace,
 };
 
 use crate::executor::{Computed, Executor, ExecutorError, Faulty, Masked, MaskedBy};
@@ -104,6 +104,28 @@ pub fn point_facts(faults: &Faults, program: &Program, protection: &Protection) 
     PointFacts { definition: lines.join("; "), expected_flips: faults.expected(program, protection).total() }
 }
 
+/// What a struck inference changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Story {
+    /// Steps whose output differs from the clean one, in execution order.
+    pub steps: Vec<ChangedStep>,
+}
+
+/// A step whose output differs from the clean one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChangedStep {
+    /// The step.
+    pub step: StepId,
+    /// Bytes that differ.
+    pub changed: u64,
+    /// Bytes.
+    pub of: u64,
+    /// Largest difference in steps of the tensor's scale.
+    pub largest: u8,
+    /// Place (in the tensor's layout) and stored words, before and after, of the first that differs.
+    pub first: Option<(u64, u8, u8)>,
+}
+
 /// A clean run, kept while trials of one picture are made.
 #[derive(Clone, Debug)]
 pub struct Golden {
@@ -124,6 +146,11 @@ impl<P: Pictures> Simulated<P> {
         &self.program
     }
 
+    /// Where the pictures come from.
+    pub fn pictures(&self) -> &P {
+        &self.pictures
+    }
+
     /// The units that are computed three times.
     pub fn protection(&self) -> &Protection {
         &self.options.protection
@@ -142,6 +169,7 @@ impl<P: Pictures> Simulated<P> {
         draw: u64,
         indices: &[u64],
         input: &[u8],
+        wanted: &[TensorId],
     ) -> Result<(Trace, BTreeMap<u64, u64>), ExecutorError> {
         let kept = {
             let mut idle = locked(&self.idle);
@@ -164,11 +192,55 @@ impl<P: Pictures> Simulated<P> {
         };
         *locked(&worker.slot.active) = active;
         let pictures: Vec<u64> = indices.iter().map(|&index| self.pictures.key(index)).collect();
-        let request = Request { batch: Batch { pictures: &pictures, input }, trial: draw, wanted: &[] };
+        let request = Request { batch: Batch { pictures: &pictures, input }, trial: draw, wanted };
         let trace = worker.simulator.forward(&request);
         let drawn = std::mem::take(&mut *locked(&worker.slot.drawn));
         locked(&self.idle).push((machine, worker));
         Ok((trace?, drawn))
+    }
+
+    /// What one strike changes, step by step.
+    ///
+    /// # Errors
+    /// What the simulator says.
+    pub fn story_of_strike(&self, index: u64, step: StepId, strike: Strike) -> Result<Story, ExecutorError> {
+        self.story(index, Active::Strike(step, strike), self.options.machine, 0)
+    }
+
+    /// What the faults of one point change, step by step.
+    ///
+    /// # Errors
+    /// What the simulator says.
+    pub fn story_of_pass(&self, index: u64, point: usize, draw: u64) -> Result<Story, ExecutorError> {
+        let machine = self.points.get(point).map_or(self.options.machine, Faults::machine);
+        self.story(index, Active::Point(point), machine, draw)
+    }
+
+    fn story(&self, index: u64, active: Active, machine: Machine, draw: u64) -> Result<Story, ExecutorError> {
+        let wanted: Vec<TensorId> = self.program.steps().iter().map(|step| step.output).collect();
+        let input = self.pictures.input(&[index])?;
+        let (clean, _) = self.forward(Active::Nothing, machine, 0, &[index], &input, &wanted)?;
+        let (struck, _) = self.forward(active, machine, draw, &[index], &input, &wanted)?;
+        let mut story = Story { steps: Vec::new() };
+        for (position, step) in self.program.steps().iter().enumerate() {
+            let (Some(before), Some(after)) = (clean.tensors.get(&step.output), struck.tensors.get(&step.output))
+            else {
+                continue;
+            };
+            let tensor = self.program.tensor(step.output);
+            let pairs = || (0u64..).zip(before.iter().zip(after)).filter(|(_, (a, b))| a != b);
+            let changed = pairs().count() as u64;
+            if changed > 0 {
+                story.steps.push(ChangedStep {
+                    step: StepId(position),
+                    changed,
+                    of: before.len() as u64,
+                    largest: pairs().map(|(_, (a, b))| a.abs_diff(*b)).max().unwrap_or(0),
+                    first: pairs().next().map(|(at, (a, b))| (at, tensor.to_word(*a), tensor.to_word(*b))),
+                });
+            }
+        }
+        Ok(story)
     }
 
     fn outputs(&self, trace: &Trace) -> impl Iterator<Item = Vec<u8>> {
@@ -188,7 +260,7 @@ impl<P: Pictures> Executor for Simulated<P> {
         };
         if !missing.is_empty() {
             let input = self.pictures.input(&missing)?;
-            let (trace, _) = self.forward(Active::Nothing, self.options.machine, 0, &missing, &input)?;
+            let (trace, _) = self.forward(Active::Nothing, self.options.machine, 0, &missing, &input, &[])?;
             let mut known = locked(&self.clean);
             known.extend(missing.into_iter().zip(self.outputs(&trace)));
         }
@@ -204,7 +276,7 @@ impl<P: Pictures> Executor for Simulated<P> {
 
     fn strike(&self, golden: &Golden, step: StepId, strike: Strike) -> Result<Computed, ExecutorError> {
         let (trace, _) =
-            self.forward(Active::Strike(step, strike), self.options.machine, 0, &[golden.index], &golden.input)?;
+            self.forward(Active::Strike(step, strike), self.options.machine, 0, &[golden.index], &golden.input, &[])?;
         if trace.output == golden.output {
             return Ok(Computed::Masked(Masked { step: None, by: MaskedBy::Unknown }));
         }
@@ -214,7 +286,7 @@ impl<P: Pictures> Executor for Simulated<P> {
     fn pass(&self, point: usize, draw: u64, indices: &[u64]) -> Result<Vec<Faulty>, ExecutorError> {
         let machine = self.points.get(point).map_or(self.options.machine, Faults::machine);
         let input = self.pictures.input(indices)?;
-        let (trace, drawn) = self.forward(Active::Point(point), machine, draw, indices, &input)?;
+        let (trace, drawn) = self.forward(Active::Point(point), machine, draw, indices, &input, &[])?;
         let strikes = |index: u64| Some(drawn.get(&self.pictures.key(index)).copied().unwrap_or(0));
         let outputs = indices.iter().zip(self.outputs(&trace));
         Ok(outputs.map(|(&index, output)| Faulty { strikes: strikes(index), output }).collect())

@@ -13,6 +13,7 @@ mod data_options;
 mod evaluate;
 mod extract;
 mod failure;
+mod inject;
 mod inspect;
 mod options;
 mod picture;
@@ -45,6 +46,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Inspect(inspect::Arguments),
+    Inject(Box<inject::Arguments>),
     Rewrite(Box<rewrite::Arguments>),
     Compare(compare::Arguments),
     Evaluate(Box<evaluate::Arguments>),
@@ -55,6 +57,7 @@ enum Command {
 fn main() -> ExitCode {
     let (wants_json, result) = match Arguments::parse().command {
         Command::Inspect(a) => (a.json, inspect::run(&a)),
+        Command::Inject(a) => (a.json, inject::run(&a)),
         Command::Rewrite(a) => (a.json, rewrite::run(&a)),
         Command::Compare(a) => (a.json, compare::run(&a)),
         Command::Evaluate(a) => (a.json, evaluate::run(&a)),
