@@ -94,7 +94,8 @@ impl Shared<'_> {
         }
         if let (Some(transposed), false) = (self.transposed, from.changes.is_long) {
             let (sparse, dense) = speeds(self.isa);
-            let readers = geometry.kernel.iter().product::<usize>() as f64 / geometry.stride.iter().product::<usize>() as f64;
+            let readers =
+                geometry.kernel.iter().product::<usize>() as f64 / geometry.stride.iter().product::<usize>() as f64;
             let count = (from.changes.list.len() + from.struck.len()) as f64;
             let few = count * readers.max(1.0) * geometry.out_channels as f64 / sparse;
             let rows = (out_rows.len() * out_row_bytes * self.linear.products()) as f64 / dense + 1000.0;
@@ -172,7 +173,13 @@ impl Shared<'_> {
                 changed_sums(self.isa, taps, transposed, sums)?;
                 let pixel = (row * self.kernel.map[1] + column) * channels;
                 let golden = &to.golden[pixel..pixel + channels];
-                requantize_changed(self.isa, self.kernel.finish.borrowed(), &self.sums[pixel..pixel + channels], sums, bytes)?;
+                requantize_changed(
+                    self.isa,
+                    self.kernel.finish.borrowed(),
+                    &self.sums[pixel..pixel + channels],
+                    sums,
+                    bytes,
+                )?;
                 if bytes.as_slice() == golden {
                     continue;
                 }

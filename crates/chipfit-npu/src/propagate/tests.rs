@@ -95,8 +95,10 @@ fn trials_on_resnet18_equal_the_simulator() {
     let mut changed = 0;
     for trial in 0..60 {
         let step = StepId(numbers.below(program.steps().len()));
-        let strikes: Vec<(StepId, Strike)> =
-            testing::strikes(&program, &machine, step, numbers.bits(), 1).into_iter().map(|strike| (step, strike)).collect();
+        let strikes: Vec<(StepId, Strike)> = testing::strikes(&program, &machine, step, numbers.bits(), 1)
+            .into_iter()
+            .map(|strike| (step, strike))
+            .collect();
         let outcome = golden.trial(&strikes, &mut scratch).unwrap();
         changed += usize::from(outcome.is_output_changed);
         simulator = simulator.with_faults(Arc::new(listed(&strikes)), 0);
