@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::Length;
-use crate::setup::{models, environment, venv};
+use crate::setup::{environment, models, venv};
 use crate::shell::{Repo, run};
 
 /// Rewrites a real text detector, quantised and not, proves both, and times all four files in ONNX Runtime.

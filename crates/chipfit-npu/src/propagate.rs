@@ -67,6 +67,67 @@ pub struct TrialScratch {
     linear: linear::LinearScratch,
 }
 
+/// Memory of trials that go through the network together on one thread.
+#[derive(Debug)]
+pub struct TrialBatch {
+    lanes: Vec<TrialScratch>,
+    kernel: Scratch,
+    input: Vec<u8>,
+    output: Vec<u8>,
+}
+
+impl TrialBatch {
+    /// Room for `lanes` trials at once, at least 1; each costs a copy of the activations. 16 to 32 fill the kernels.
+    pub fn new(lanes: usize) -> Self {
+        let lanes = (0..lanes.max(1)).map(|_| TrialScratch::new()).collect();
+        Self { lanes, kernel: Scratch::new(), input: Vec::new(), output: Vec::new() }
+    }
+
+    /// Bytes it holds now.
+    pub fn memory_bytes(&self) -> usize {
+        let lanes: usize = self.lanes.iter().map(TrialScratch::memory_bytes).sum();
+        lanes + self.kernel.bytes() + self.input.capacity() + self.output.capacity()
+    }
+}
+
+/// A trial on its way.
+#[derive(Debug)]
+struct Running {
+    by_step: BTreeMap<StepId, Vec<Strike>>,
+    /// The first struck step.
+    first: usize,
+    outcome: TrialOutcome,
+    died: Option<(StepId, Masking)>,
+}
+
+impl Running {
+    /// Notes what a step has left.
+    fn settle(
+        &mut self,
+        golden: &Golden,
+        id: StepId,
+        scratch: &TrialScratch,
+        is_reached: bool,
+        word: Option<StruckWord>,
+    ) {
+        let output = golden.shared.program().steps()[id.0].output;
+        let count = scratch.changes[output.0].count;
+        let outcome = &mut self.outcome;
+        outcome.steps_reached += 1;
+        outcome.changed_elements.push((id, count));
+        if count == 0 {
+            let how = match (is_reached, &word) {
+                (true, _) => Masking::Absorbed,
+                (false, Some(word)) if word.before == word.after => Masking::Word,
+                (false, None) if outcome.struck.is_none() => Masking::Word,
+                _ => Masking::Output,
+            };
+            self.died = Some((id, how));
+        }
+        outcome.struck = outcome.struck.or(word);
+    }
+}
+
 impl Propagator {
     /// Transposes the weights of a simulator's program; its protection is kept, its faults are not.
     pub fn new(simulator: &Simulator) -> Self {
@@ -146,7 +207,7 @@ impl TrialScratch {
         Self::default()
     }
 
-    /// Bytes it holds now; at most [`Golden::scratch_bound`] once trials of one program have used it.
+    /// Bytes it holds now: at most the activations of one picture, a list of 8 KiB per tensor, and kernel scratch.
     pub fn memory_bytes(&self) -> usize {
         let tensors: usize = self.tensors.iter().map(Vec::capacity).sum();
         let lists: usize = self.changes.iter().map(|changes| changes.list.capacity() * 4).sum();
@@ -212,45 +273,131 @@ impl Golden {
         strikes: &[(StepId, Strike)],
         scratch: &mut TrialScratch,
     ) -> Result<TrialOutcome, ProcessorError> {
+        let mut running = self.begin(strikes, scratch)?;
+        for position in running.first..self.shared.program().steps().len() {
+            self.advance(StepId(position), &mut running, scratch, false)?;
+        }
+        Ok(self.end(running, scratch))
+    }
+
+    /// [`Golden::trial`] for many trials: those whose changes have grown to whole maps go through a step together.
+    /// Outcomes come in the order of `trials`.
+    ///
+    /// # Errors
+    /// As [`Golden::trial`].
+    pub fn trials(
+        &self,
+        trials: &[Vec<(StepId, Strike)>],
+        batch: &mut TrialBatch,
+    ) -> Result<Vec<TrialOutcome>, ProcessorError> {
+        let steps = self.shared.program().steps().len();
+        let mut outcomes = Vec::with_capacity(trials.len());
+        for trials in trials.chunks(batch.lanes.len()) {
+            let running: Result<Vec<Running>, ProcessorError> =
+                trials.iter().zip(&mut batch.lanes).map(|(strikes, lane)| self.begin(strikes, lane)).collect();
+            let mut running = running?;
+            let first = running.iter().map(|running| running.first).min().unwrap_or(steps);
+            let mut together = Vec::new();
+            for position in first..steps {
+                together.clear();
+                for (number, (running, lane)) in running.iter_mut().zip(&mut batch.lanes).enumerate() {
+                    if position >= running.first && self.advance(StepId(position), running, lane, true)? {
+                        together.push(number);
+                    }
+                }
+                if !together.is_empty() {
+                    self.run_together(StepId(position), &together, batch)?;
+                    for &number in &together {
+                        running[number].settle(self, StepId(position), &batch.lanes[number], true, None);
+                    }
+                }
+            }
+            outcomes.extend(running.into_iter().zip(&batch.lanes).map(|(running, lane)| self.end(running, lane)));
+        }
+        Ok(outcomes)
+    }
+
+    fn begin(&self, strikes: &[(StepId, Strike)], scratch: &mut TrialScratch) -> Result<Running, ProcessorError> {
         scratch.restore(self);
-        let program = self.shared.program();
+        let steps = self.shared.program().steps().len();
         let mut by_step: BTreeMap<StepId, Vec<Strike>> = BTreeMap::new();
         for &(step, strike) in strikes {
-            if step.0 >= program.steps().len() {
+            if step.0 >= steps {
                 let what = format!("the program has no step {}", step.0);
                 return Err(ProcessorError::Engine { processor: "propagation".to_owned(), what });
             }
             by_step.entry(step).or_default().push(strike);
         }
         by_step.values_mut().for_each(|list| list.sort_unstable());
-        let mut outcome = TrialOutcome::default();
-        let first = by_step.keys().next().map_or(program.steps().len(), |step| step.0);
-        let mut died = None;
-        for position in first..program.steps().len() {
-            let (id, step) = (StepId(position), &program.steps()[position]);
-            let list = by_step.get(&id).map_or(&[][..], Vec::as_slice);
-            let is_reached = step.inputs.iter().any(|input| scratch.changes[input.0].count > 0);
-            if list.is_empty() && !is_reached {
-                continue;
-            }
-            let word = self.step(id, step, list, is_reached, scratch, outcome.struck.is_none())?;
-            let count = scratch.changes[step.output.0].count;
-            outcome.steps_reached += 1;
-            outcome.changed_elements.push((id, count));
-            if count == 0 {
-                let how = match (is_reached, &word) {
-                    (true, _) => Masking::Absorbed,
-                    (false, Some(word)) if word.before == word.after => Masking::Word,
-                    (false, None) if outcome.struck.is_none() => Masking::Word,
-                    _ => Masking::Output,
-                };
-                died = Some((id, how));
-            }
-            outcome.struck = outcome.struck.or(word);
+        let first = by_step.keys().next().map_or(steps, |step| step.0);
+        Ok(Running { by_step, first, outcome: TrialOutcome::default(), died: None })
+    }
+
+    /// Takes a trial through one step; `true` where the whole step is to be computed together with other trials.
+    fn advance(
+        &self,
+        id: StepId,
+        running: &mut Running,
+        scratch: &mut TrialScratch,
+        may_wait: bool,
+    ) -> Result<bool, ProcessorError> {
+        let step = &self.shared.program().steps()[id.0];
+        let list = running.by_step.get(&id).map_or(&[][..], Vec::as_slice);
+        let is_reached = step.inputs.iter().any(|input| scratch.changes[input.0].count > 0);
+        if list.is_empty() && !is_reached {
+            return Ok(false);
         }
-        outcome.is_output_changed = scratch.changes[program.output().0].count > 0;
-        outcome.masked_at = if outcome.is_output_changed { None } else { died };
-        Ok(outcome)
+        if may_wait && list.is_empty() && self.is_whole(id, step, scratch) {
+            return Ok(true);
+        }
+        let word = self.step(id, step, list, is_reached, scratch, running.outcome.struck.is_none())?;
+        running.settle(self, id, scratch, is_reached, word);
+        Ok(false)
+    }
+
+    /// Whether a linear step is best computed again as a whole.
+    fn is_whole(&self, id: StepId, step: &Step, scratch: &TrialScratch) -> bool {
+        match (&step.op, &self.shared.plan.kernels[id.0]) {
+            (Op::Linear(linear), StepKernel::Linear(kernel)) => {
+                let shared = linear::Shared {
+                    linear,
+                    kernel,
+                    transposed: self.shared.transposed[id.0].as_deref(),
+                    sums: &self.accumulators[id.0],
+                    isa: self.shared.plan.isa,
+                };
+                shared.is_whole(&scratch.changes[step.inputs[0].0])
+            }
+            _ => false,
+        }
+    }
+
+    /// One linear step of several trials, as a batch.
+    fn run_together(&self, id: StepId, lanes: &[usize], batch: &mut TrialBatch) -> Result<(), ProcessorError> {
+        let step = &self.shared.program().steps()[id.0];
+        let StepKernel::Linear(kernel) = &self.shared.plan.kernels[id.0] else { return Ok(()) };
+        let output = self.shared.program().tensor(step.output);
+        let (rows, row_bytes) = rows_of(output);
+        let (input, elements) = (step.inputs[0], output.elements());
+        batch.input.clear();
+        for &lane in lanes {
+            batch.input.extend_from_slice(&batch.lanes[lane].tensors[input.0]);
+        }
+        batch.output.resize(lanes.len() * elements, 0);
+        kernel.run(&batch.input, &mut batch.output, std::slice::from_mut(&mut batch.kernel)).map_err(engine)?;
+        for (&lane, bytes) in lanes.iter().zip(batch.output.chunks_exact(elements.max(1))) {
+            let lane = &mut batch.lanes[lane];
+            lane.tensors[step.output.0].copy_from_slice(bytes);
+            lane.changes[step.output.0].compare(bytes, &self.tensors[step.output.0], 0..rows, row_bytes);
+        }
+        Ok(())
+    }
+
+    fn end(&self, running: Running, scratch: &TrialScratch) -> TrialOutcome {
+        let mut outcome = running.outcome;
+        outcome.is_output_changed = scratch.changes[self.shared.program().output().0].count > 0;
+        outcome.masked_at = if outcome.is_output_changed { None } else { running.died };
+        outcome
     }
 
     /// Computes one step again: from its changed inputs, then its strikes.
