@@ -294,4 +294,4 @@ fn op_type(node: &NodeProto) -> String {
 type Ending = (TensorId, Head);
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
