@@ -134,7 +134,8 @@ fn a_window_skips_padding_and_counts_it_where_asked() {
     };
     let run = |op: Op| {
         let program = program(vec![from.clone(), to.clone()]);
-        let step = Step { name: "s".into(), op_type: "Pool".into(), op, inputs: vec![TensorId(0)], output: TensorId(1) };
+        let step =
+            Step { name: "s".into(), op_type: "Pool".into(), op, inputs: vec![TensorId(0)], output: TensorId(1) };
         execute(&program, &step, &[&[10, 20, 30, 40]]).unwrap()
     };
     assert_eq!(run(Op::MaxPool(window(false))), [10, 20, 30, 40]);
