@@ -234,7 +234,7 @@ fn models_that_cannot_be_lowered_say_why() {
     assert!(refused(&plain, &y).contains("not quantised"));
 
     type Damage = fn(&mut Qdq) -> String;
-    let cases: [(&str, Damage); 13] = [
+    let cases: [(&str, Damage); 14] = [
         ("must be finite and above zero", |q| {
             let x = q.quantised("x", 0.0, 0);
             q.node("Identity", &[&x], vec![])
@@ -296,6 +296,11 @@ fn models_that_cannot_be_lowered_say_why() {
             let x = q.integer("x", 0.1, 0);
             q.word = DataType::Int8;
             q.dequantised(&x, 0.1, 0)
+        }),
+        ("1 inputs and 1 outputs; correct the model", |q| {
+            let x = q.quantised("x", 0.1, 0);
+            let y = q.node("Conv", &[&x], vec![]);
+            q.quantised(&y, 0.1, 0)
         }),
         ("quantised twice", |q| {
             let (a, b) = (q.quantised("x", 0.1, 0), q.quantised("x", 0.2, 0));
