@@ -245,3 +245,6 @@ fn order(model: &Model, linear: &Linear, dims: &[usize]) -> Option<Vec<usize>> {
     let &[inner, columns] = dims else { return None };
     Some((0..elements).map(|at| at % columns * inner + at / columns).collect())
 }
+
+#[cfg(test)]
+mod tests;
