@@ -290,31 +290,61 @@ impl Golden {
         trials: &[Vec<(StepId, Strike)>],
         batch: &mut TrialBatch,
     ) -> Result<Vec<TrialOutcome>, ProcessorError> {
+        let mut outcomes: Vec<TrialOutcome> = Vec::with_capacity(trials.len());
+        // Those that outlive their first step wait until every lane has one.
+        let mut alive: Vec<(usize, Running)> = Vec::new();
+        for (number, strikes) in trials.iter().enumerate() {
+            let lane = &mut batch.lanes[alive.len()];
+            let mut running = self.begin(strikes, lane)?;
+            outcomes.push(TrialOutcome::default());
+            if running.by_step.is_empty() {
+                continue;
+            }
+            let first = StepId(running.first);
+            self.advance(first, &mut running, lane, false)?;
+            let output = self.shared.program().steps()[first.0].output;
+            if running.by_step.len() == 1 && lane.changes[output.0].count == 0 {
+                outcomes[number] = self.end(running, lane);
+                continue;
+            }
+            running.first += 1;
+            alive.push((number, running));
+            if alive.len() == batch.lanes.len() {
+                self.finish_together(&mut alive, batch, &mut outcomes)?;
+            }
+        }
+        self.finish_together(&mut alive, batch, &mut outcomes)?;
+        Ok(outcomes)
+    }
+
+    /// Takes trials through the rest of the network, step by step.
+    fn finish_together(
+        &self,
+        alive: &mut Vec<(usize, Running)>,
+        batch: &mut TrialBatch,
+        outcomes: &mut [TrialOutcome],
+    ) -> Result<(), ProcessorError> {
         let steps = self.shared.program().steps().len();
-        let mut outcomes = Vec::with_capacity(trials.len());
-        for trials in trials.chunks(batch.lanes.len()) {
-            let running: Result<Vec<Running>, ProcessorError> =
-                trials.iter().zip(&mut batch.lanes).map(|(strikes, lane)| self.begin(strikes, lane)).collect();
-            let mut running = running?;
-            let first = running.iter().map(|running| running.first).min().unwrap_or(steps);
-            let mut together = Vec::new();
-            for position in first..steps {
-                together.clear();
-                for (number, (running, lane)) in running.iter_mut().zip(&mut batch.lanes).enumerate() {
-                    if position >= running.first && self.advance(StepId(position), running, lane, true)? {
-                        together.push(number);
-                    }
-                }
-                if !together.is_empty() {
-                    self.run_together(StepId(position), &together, batch)?;
-                    for &number in &together {
-                        running[number].settle(self, StepId(position), &batch.lanes[number], true, None);
-                    }
+        let first = alive.iter().map(|(_, running)| running.first).min().unwrap_or(steps);
+        let mut together = Vec::new();
+        for position in first..steps {
+            together.clear();
+            for (lane, (_, running)) in alive.iter_mut().enumerate() {
+                if position >= running.first && self.advance(StepId(position), running, &mut batch.lanes[lane], true)? {
+                    together.push(lane);
                 }
             }
-            outcomes.extend(running.into_iter().zip(&batch.lanes).map(|(running, lane)| self.end(running, lane)));
+            if !together.is_empty() {
+                self.run_together(StepId(position), &together, batch)?;
+                for &lane in &together {
+                    alive[lane].1.settle(self, StepId(position), &batch.lanes[lane], true, None);
+                }
+            }
         }
-        Ok(outcomes)
+        for (lane, (number, running)) in alive.drain(..).enumerate() {
+            outcomes[number] = self.end(running, &batch.lanes[lane]);
+        }
+        Ok(())
     }
 
     fn begin(&self, strikes: &[(StepId, Strike)], scratch: &mut TrialScratch) -> Result<Running, ProcessorError> {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::program::Tensor;
 
 /// Longer lists give way to a range of rows.
-const LIST: usize = 2048;
+const LIST: usize = 4096;
 
 /// The changed elements of one tensor.
 #[derive(Clone, Debug, Default)]
@@ -56,18 +56,20 @@ impl Changes {
             (self.count, self.is_long, self.rows) = (count, true, rows);
             return;
         }
-        let mut left = count;
-        for (chunk, (new, old)) in working.chunks(64).zip(golden.chunks(64)).enumerate() {
-            if left == 0 {
-                break;
-            }
-            if new == old {
-                continue;
-            }
+        if count > 0 {
+            let (new, new_rest) = working.as_chunks::<8>();
+            let (old, old_rest) = golden.as_chunks::<8>();
             for (at, (new, old)) in new.iter().zip(old).enumerate() {
+                let mut differ = u64::from_le_bytes(*new) ^ u64::from_le_bytes(*old);
+                while differ != 0 {
+                    let byte = differ.trailing_zeros() / 8;
+                    self.push(first + at * 8 + byte as usize);
+                    differ &= !(0xff << (8 * byte));
+                }
+            }
+            for (at, (new, old)) in new_rest.iter().zip(old_rest).enumerate() {
                 if new != old {
-                    self.push(first + chunk * 64 + at);
-                    left -= 1;
+                    self.push(end - new_rest.len() + at);
                 }
             }
         }
