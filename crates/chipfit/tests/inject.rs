@@ -86,7 +86,7 @@ fn a_single_fault_campaign_reports_rates_with_intervals() {
 
     // As text, and as a page.
     let text = folder.run("inject --campaign c.toml -o run").expect(0);
-    assert!(text.stdout().contains("most vulnerable cells"), "{}", text.stdout());
+    assert!(text.out().contains("most vulnerable cells"), "{}", text.out());
     folder.run("report run -o page.html").expect(0);
     let page = fs::read_to_string(folder.path("page.html")).unwrap();
     for wanted in ["inject --campaign c.toml", "exactly one fault", "<svg", "conv2", "SDC top-1"] {
@@ -160,7 +160,7 @@ fn shards_merge_to_the_same_bytes() {
         folder.run(&format!("inject --campaign c.toml -o {name}")).expect(0);
         for shard in 1..=3 {
             let done = folder.run(&format!("inject --campaign c.toml -o {name}{shard} --shard {shard}/3")).expect(0);
-            assert!(done.stdout().contains("--merge"), "{}", done.stdout());
+            assert!(done.out().contains("--merge"), "{}", done.out());
         }
         folder.run(&format!("inject --merge {name}1 {name}3 -o {name}part")).expect(1);
         folder.run(&format!("inject --merge {name}1 {name}2 {name}3 -o {name}all")).expect(0);
@@ -182,7 +182,7 @@ fn a_full_disk_is_told_and_survived() {
     folder.run("inject --campaign c.toml -o whole").expect(0);
     // 600 blocks of 512 bytes; the log wants 640,064 bytes.
     let done = folder.run_after("trap '' XFSZ; ulimit -f 600", "inject --campaign c.toml -o full").expect(1);
-    assert!(done.stderr().contains("trials.log") && done.stderr().contains("make room"), "{}", done.stderr());
+    assert!(done.err().contains("trials.log") && done.err().contains("make room"), "{}", done.err());
     folder.run("inject --campaign c.toml -o full").expect(0);
     assert_eq!(results(&folder, "full"), results(&folder, "whole"));
 }
@@ -195,7 +195,7 @@ fn another_model_data_or_campaign_is_refused_on_resume() {
     folder.run("inject --campaign c.toml -o run").expect(0);
     let refused = |arguments: &str, wanted: &str| {
         let done = folder.run(arguments).expect(1);
-        assert!(done.stderr().contains(wanted), "{wanted}: {}", done.stderr());
+        assert!(done.err().contains(wanted), "{wanted}: {}", done.err());
     };
     put(&folder, "d.toml", &text.replace("seed = 11", "seed = 12"));
     refused("inject --campaign d.toml -o run", "campaign.seed: 11 there, 12 given");
@@ -216,7 +216,7 @@ fn mistakes_are_answered_clearly() {
     put(&folder, "c.toml", &format!("{SINGLE}trials = 200\n"));
     let refused = |status: i32, arguments: &str, wanted: &str| {
         let done = folder.run(arguments).expect(status);
-        assert!(done.stderr().contains(wanted), "{arguments}: {}", done.stderr());
+        assert!(done.err().contains(wanted), "{arguments}: {}", done.err());
     };
     refused(1, "inject m.onnx --campaign c.toml -o run", "quant");
     refused(2, "inject --campaign c.toml", "--output");
@@ -253,7 +253,7 @@ fn a_trial_is_replayed_with_its_story() {
     }
     assert!(outcomes.len() >= 2, "{outcomes:?}");
     let text = folder.run("inject --campaign c.toml --replay 11:3").expect(0);
-    assert!(text.stdout().contains("fault: flip at"), "{}", text.stdout());
+    assert!(text.out().contains("fault: flip at"), "{}", text.out());
     folder.run("inject --campaign c.toml --replay 11:99999999").expect(1);
     folder.run("inject --campaign c.toml --replay 11").expect(2);
 }
