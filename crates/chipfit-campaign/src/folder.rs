@@ -23,6 +23,7 @@ use sha2::{Digest, Sha256};
 use crate::error::CampaignError;
 use crate::file::Campaign;
 use crate::log::{self, Log, Scan};
+use crate::plan::Plan;
 use crate::record::Record;
 use crate::subject::Subject;
 
@@ -142,6 +143,8 @@ impl RunFolder {
     /// folder with other files, [`CampaignError::Io`].
     pub fn create(path: &Path, origin: &Origin, shard: Option<Shard>, subject: Subject) -> Result<Self, CampaignError> {
         let campaign = Campaign::parse(&origin.campaign_text)?;
+        // A campaign that cannot be planned leaves no folder behind.
+        Plan::new(&campaign, &subject)?;
         let identity = Identity::new(origin, &campaign)?;
         let manifest = Manifest { identity, command: origin.command.clone(), shard };
         fs::create_dir_all(path).map_err(CampaignError::io("create", path))?;

@@ -1,14 +1,15 @@
 //! Trials on the simulated processor.
 //!
-//! Each thread that asks borrows a simulator of its own (they are made as needed); a strike or a point's faults are
+//! Single faults are propagated through a picture's golden activations ([`Golden::trial`]). Under rates, each thread
+//! that asks borrows a simulator of its own (they are made as needed); a strike or a point's faults are
 //! put into the slot that this simulator draws from.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use chipfit_npu::{
-    Batch, DrawKey, Faults, Machine, Processor, Program, Protection, Request, Simulator, SimulatorOptions, StepId,
-    Strike, StrikeSource, TensorId, Trace,
+    Batch, DrawKey, Faults, Golden, Machine, Masking, Processor, Program, Propagator, Protection, Request, Simulator,
+    SimulatorOptions, Site, StepId, Strike, StrikeSource, StruckWord, TensorId, Trace, TrialScratch, Vote,
 };
 
 use crate::executor::{Computed, Executor, ExecutorError, Faulty, Masked, MaskedBy};
@@ -47,6 +48,10 @@ pub struct Simulated<P> {
     points: Arc<Vec<Faults>>,
     /// Idle simulators, by the chip they simulate.
     idle: Mutex<Vec<(Machine, Worker)>>,
+    /// Made with the first golden run; shared by all.
+    propagator: OnceLock<Propagator>,
+    /// Idle memories of trials.
+    scratches: Mutex<Vec<TrialScratch>>,
     clean: Mutex<BTreeMap<u64, Vec<u8>>>,
 }
 
@@ -107,6 +112,8 @@ pub fn point_facts(faults: &Faults, program: &Program, protection: &Protection) 
 /// What a struck inference changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Story {
+    /// The struck word before and after, of a single strike whose word exists.
+    pub struck: Option<StruckWord>,
     /// Steps whose output differs from the clean one, in execution order.
     pub steps: Vec<ChangedStep>,
 }
@@ -126,19 +133,13 @@ pub struct ChangedStep {
     pub first: Option<(u64, u8, u8)>,
 }
 
-/// A clean run, kept while trials of one picture are made.
-#[derive(Clone, Debug)]
-pub struct Golden {
-    index: u64,
-    input: Vec<u8>,
-    output: Vec<u8>,
-}
-
 impl<P: Pictures> Simulated<P> {
     /// Trials of `program` on `pictures`.
     pub fn new(program: Program, pictures: P, mut options: SimulatedOptions) -> Self {
         let points = Arc::new(std::mem::take(&mut options.points));
-        Self { program, pictures, options, points, idle: Mutex::default(), clean: Mutex::default() }
+        let (idle, clean) = (Mutex::default(), Mutex::default());
+        let (propagator, scratches) = (OnceLock::new(), Mutex::default());
+        Self { program, pictures, options, points, idle, propagator, scratches, clean }
     }
 
     /// The program.
@@ -204,7 +205,9 @@ impl<P: Pictures> Simulated<P> {
     /// # Errors
     /// What the simulator says.
     pub fn story_of_strike(&self, index: u64, step: StepId, strike: Strike) -> Result<Story, ExecutorError> {
-        self.story(index, Active::Strike(step, strike), self.options.machine, 0)
+        let mut story = self.story(index, Active::Strike(step, strike), self.options.machine, 0)?;
+        story.struck = self.golden(index)?.trial(&[(step, strike)], &mut TrialScratch::new())?.struck;
+        Ok(story)
     }
 
     /// What the faults of one point change, step by step.
@@ -221,7 +224,7 @@ impl<P: Pictures> Simulated<P> {
         let input = self.pictures.input(&[index])?;
         let (clean, _) = self.forward(Active::Nothing, machine, 0, &[index], &input, &wanted)?;
         let (struck, _) = self.forward(active, machine, draw, &[index], &input, &wanted)?;
-        let mut story = Story { steps: Vec::new() };
+        let mut story = Story { struck: None, steps: Vec::new() };
         for (position, step) in self.program.steps().iter().enumerate() {
             let (Some(before), Some(after)) = (clean.tensors.get(&step.output), struck.tensors.get(&step.output))
             else {
@@ -241,6 +244,16 @@ impl<P: Pictures> Simulated<P> {
             }
         }
         Ok(story)
+    }
+
+    /// Whether the struck output is one of three replicas, and its strike in the word that is voted on or before it.
+    fn is_voted_away(&self, step: StepId, strike: &Strike, struck: Option<StruckWord>) -> bool {
+        let Some((output, _, _)) = struck.and_then(|word| word.output) else { return false };
+        let Some(described) = self.program.steps().get(step.0) else { return false };
+        let protection = &self.options.protection;
+        let is_stored_once = strike.site == Site::Out && protection.vote() != Vote::Output;
+        let channels = self.program.tensor(described.output).channels().max(1);
+        protection.covers(step, output % channels) && !is_stored_once
     }
 
     fn outputs(&self, trace: &Trace) -> impl Iterator<Item = Vec<u8>> {
@@ -270,17 +283,40 @@ impl<P: Pictures> Executor for Simulated<P> {
     }
 
     fn golden(&self, index: u64) -> Result<Golden, ExecutorError> {
-        let output = self.clean(&[index])?.pop().unwrap_or_default();
-        Ok(Golden { index, input: self.pictures.input(&[index])?, output })
+        let propagator = match self.propagator.get() {
+            Some(propagator) => propagator,
+            None => {
+                let options =
+                    SimulatorOptions { machine: self.options.machine, threads: 1, ..SimulatorOptions::default() };
+                let simulator =
+                    Simulator::new(self.program.clone(), options)?.with_protection(self.options.protection.clone());
+                // Another thread may have been first, with the same.
+                self.propagator.get_or_init(|| Propagator::new(&simulator))
+            }
+        };
+        Ok(propagator.golden(&self.pictures.input(&[index])?)?)
     }
 
     fn strike(&self, golden: &Golden, step: StepId, strike: Strike) -> Result<Computed, ExecutorError> {
-        let (trace, _) =
-            self.forward(Active::Strike(step, strike), self.options.machine, 0, &[golden.index], &golden.input, &[])?;
-        if trace.output == golden.output {
-            return Ok(Computed::Masked(Masked { step: None, by: MaskedBy::Unknown }));
+        let mut scratch = locked(&self.scratches).pop().unwrap_or_default();
+        let outcome = golden.trial(&[(step, strike)], &mut scratch);
+        let output = scratch.tensor(self.program.output()).to_vec();
+        locked(&self.scratches).push(scratch);
+        let outcome = outcome?;
+        if outcome.is_output_changed {
+            return Ok(Computed::Output(output));
         }
-        Ok(Computed::Output(trace.output))
+        let Some((step, how)) = outcome.masked_at else {
+            return Ok(Computed::Masked(Masked { step: None, by: MaskedBy::Unread }));
+        };
+        let by = match how {
+            Masking::Word => MaskedBy::Unchanged,
+            Masking::Output if self.is_voted_away(step, &strike, outcome.struck) => MaskedBy::Vote,
+            Masking::Output => MaskedBy::Requantized,
+            Masking::Absorbed => MaskedBy::Absorbed,
+            _ => MaskedBy::Unknown,
+        };
+        Ok(Computed::Masked(Masked { step: Some(step), by }))
     }
 
     fn pass(&self, point: usize, draw: u64, indices: &[u64]) -> Result<Vec<Faulty>, ExecutorError> {

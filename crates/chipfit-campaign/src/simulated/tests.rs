@@ -69,6 +69,7 @@ fn a_trial_is_a_run_with_one_listed_strike() {
             let Work::Fault(fault) = trial.work else { panic!("fault") };
             let index = subject.pictures[trial.picture].index;
             let golden = executor.golden(index).unwrap();
+            let clean = executor.clean(&[index]).unwrap().remove(0);
             let input = picture(&program, index);
             let listed = Arc::new(Listed::single(StepId(fault.layer), fault.strike));
             let mut plain =
@@ -76,15 +77,39 @@ fn a_trial_is_a_run_with_one_listed_strike() {
             let request = Request { batch: Batch { pictures: &[0], input: &input }, trial: 0, wanted: &[] };
             let wanted = plain.forward(&request).unwrap().output;
             match executor.strike(&golden, StepId(fault.layer), fault.strike).unwrap() {
-                Computed::Masked(_) => assert_eq!(wanted, golden.output),
+                Computed::Masked(_) => assert_eq!(wanted, clean),
                 Computed::Output(output) => {
-                    changed += usize::from(output != golden.output);
+                    changed += usize::from(output != clean);
                     assert_eq!(output, wanted);
                 }
             }
         }
     }
     assert!(changed > 100, "{changed} trials changed the output");
+}
+
+#[test]
+fn full_protection_votes_every_single_fault_of_a_replica_away() {
+    let text =
+        "mode = \"single\"\nseed = 3\ncells = []\ntrials = 40\nsites = [\"mul\", \"acc\", \"acc_out\", \"out\"]\n";
+    let campaign = Campaign::parse(text).unwrap();
+    let mut voted = 0;
+    for seed in 0..12 {
+        let program = program(seed);
+        let executor = simulated(&program, Protection::full(&program, Vote::Output), Vec::new());
+        let subject = subject_of(&program, &executor);
+        let plan = Plan::new(&campaign, &subject).unwrap();
+        for number in 0..40 {
+            let trial = plan.trial(number).unwrap();
+            let Work::Fault(fault) = trial.work else { panic!("fault") };
+            let golden = executor.golden(subject.pictures[trial.picture].index).unwrap();
+            match executor.strike(&golden, StepId(fault.layer), fault.strike).unwrap() {
+                Computed::Masked(masked) => voted += usize::from(masked.by == MaskedBy::Vote),
+                Computed::Output(_) => panic!("{seed} {trial:?}"),
+            }
+        }
+    }
+    assert!(voted > 400, "{voted} of 480");
 }
 
 #[test]

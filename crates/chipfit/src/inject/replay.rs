@@ -65,6 +65,12 @@ struct FaultEntry {
     channel: u64,
     position: u64,
     place: u64,
+    /// The word's value: a product, an accumulator, a stored word.
+    before: Option<i32>,
+    after: Option<i32>,
+    /// The stored word of the output it belongs to; absent for buffers, which many read.
+    output_before: Option<u8>,
+    output_after: Option<u8>,
 }
 
 #[derive(Serialize)]
@@ -113,11 +119,13 @@ pub(super) fn run(id: &Id, subjected: Subjected, wants_json: bool) -> Result<()>
             let computed =
                 executor.strike(&golden, StepId(fault.layer), fault.strike).map_err(CampaignError::Executor)?;
             let story = executor.story_of_strike(picture.index, StepId(fault.layer), fault.strike);
+            let story = story.map_err(CampaignError::Executor)?;
+            let entry = entry_of(&subjected, &fault, &story);
             let verdict = match computed {
                 Computed::Masked(masked) => subjected.judge.masked(picture, Some(masked)),
                 Computed::Output(output) => subjected.judge.judge(picture, &clean, &output, None),
             };
-            (verdict, story.map_err(CampaignError::Executor)?, Some(entry_of(&subjected, &fault)), None)
+            (verdict, story, Some(entry), None)
         }
         Work::Pass { point, draw } => {
             let faulty = executor.pass(point, draw, &[picture.index]).map_err(CampaignError::Executor)?;
@@ -140,7 +148,11 @@ pub(super) fn run(id: &Id, subjected: Subjected, wants_json: bool) -> Result<()>
     terminal::print(&text(&document, &subjected, &verdict))
 }
 
-fn entry_of(subjected: &Subjected, fault: &Fault) -> FaultEntry {
+fn entry_of(subjected: &Subjected, fault: &Fault, story: &Story) -> FaultEntry {
+    let struck = story.struck.as_ref();
+    let program = subjected.executor.program();
+    let stored = |byte: u8| program.steps().get(fault.layer).map_or(byte, |s| program.tensor(s.output).to_word(byte));
+    let output = struck.and_then(|word| word.output);
     let layer = subjected.subject.layers.get(fault.layer);
     FaultEntry {
         step: fault.layer,
@@ -153,6 +165,10 @@ fn entry_of(subjected: &Subjected, fault: &Fault) -> FaultEntry {
         channel: fault.channel,
         position: fault.position,
         place: fault.place,
+        before: struck.map(|word| word.before),
+        after: struck.map(|word| word.after),
+        output_before: output.map(|(_, before, _)| stored(before)),
+        output_after: output.map(|(_, _, after)| stored(after)),
     }
 }
 
@@ -224,6 +240,15 @@ fn text(document: &Document<'_>, subjected: &Subjected, verdict: &Verdict) -> St
             fault.position,
             fault.place,
         ));
+    }
+    if let Some(FaultEntry { before: Some(before), after: Some(after), output_before, output_after, .. }) =
+        &document.fault
+    {
+        let output = match (output_before, output_after) {
+            (Some(a), Some(b)) => format!("; its output byte: {a} -> {b}"),
+            _ => String::new(),
+        };
+        text.push_str(&format!("the word: {before} -> {after}{output}\n"));
     }
     if let Some(pass) = &document.pass {
         text.push_str(&format!(
