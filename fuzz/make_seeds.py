@@ -1,4 +1,5 @@
-"""Writes the seed corpus of the fuzz target `onnx_read`: small models that together touch every part of the format.
+"""Writes the seed corpora: for `onnx_read` small models that together touch every part of the format; for `idx` and
+`npz` small arrays.
 
     python fuzz/make_seeds.py
 """
@@ -9,7 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-FOLDER = pathlib.Path(__file__).parent / "seeds" / "onnx_read"
+SEEDS = pathlib.Path(__file__).parent / "seeds"
+FOLDER = SEEDS / "onnx_read"
 
 
 def value(name, shape, kind=TensorProto.FLOAT):
@@ -23,7 +25,21 @@ def save(name, nodes, inputs, outputs, initializers=(), functions=(), opset=17, 
     (FOLDER / f"{name}.onnx").write_bytes(model.SerializeToString(deterministic=True))
 
 
+def arrays():
+    (SEEDS / "idx").mkdir(parents=True, exist_ok=True)
+    (SEEDS / "npz").mkdir(parents=True, exist_ok=True)
+    for dims in [3], [2, 2, 3]:
+        header = bytes([0, 0, 8, len(dims)]) + b"".join(dim.to_bytes(4, "big") for dim in dims)
+        (SEEDS / "idx" / f"rank{len(dims)}").write_bytes(header + bytes(range(np.prod(dims))))
+    x = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
+    np.savez(SEEDS / "npz" / "plain.npz", x=x, y=np.array([1, 0]))
+    np.savez_compressed(SEEDS / "npz" / "packed.npz", x_test=x.astype(np.float32), y_test=np.array([[1], [0]], np.int32))
+    np.save(SEEDS / "npz" / "fortran.npy", np.asfortranarray(x))
+    np.save(SEEDS / "npz" / "structured.npy", np.zeros(2, [("a", "<f4"), ("b", "|u1")]))
+
+
 def main():
+    arrays()
     FOLDER.mkdir(parents=True, exist_ok=True)
     f32 = lambda *shape: np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     constant = numpy_helper.from_array

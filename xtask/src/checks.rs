@@ -38,7 +38,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// The oracle scripts of tests/python; each prints `N passed, N failed` and exits with 1 when one failed.
-const ORACLES: [&str; 5] = ["node_tests", "opsets", "surroundings", "quantised", "real_models"];
+const ORACLES: [&str; 7] =
+    ["node_tests", "opsets", "surroundings", "quantised", "real_models", "quantize_int8", "bit_identity"];
 
 /// Compiles the damage in that the mutation test does to written models; the release build is made without it.
 const MUTANTS: &str = "chipfit/sabotage";
@@ -64,12 +65,14 @@ pub(crate) fn test(repo: &Repo, length: Length) -> Result<()> {
     let surroundings = Surroundings::new(repo, length)?;
     surroundings.rust_tests(repo)?;
     run(&mut repo.cargo(&["build", "--release", "--package", "chipfit"]))?;
+    run(&mut repo.cargo(&["build", "--release", "--package", "chipfit-npu", "--example", "dump"]))?;
     let mut failed = Vec::new();
     for script in ORACLES {
         let mut command = repo.command(&surroundings.oracle_python, &[&format!("tests/python/{script}.py")]);
         if length == Length::Long {
             command.arg("--long");
         }
+        command.env("CHIPFIT_DUMP", repo.built("release/examples/dump"));
         if run(surroundings.give_to(&mut command).env("CHIPFIT", repo.built("release/chipfit"))).is_err() {
             failed.push(script);
         }
@@ -114,9 +117,9 @@ fn arrows(repo: &Repo) -> Result<()> {
 
 /// What tests learn through environment variables.
 struct Surroundings {
-    /// Has onnx, onnxruntime and numpy.
+    /// Has onnx, onnxruntime, numpy and pillow.
     python: PathBuf,
-    /// Runs the oracle scripts; on long runs it has OpenVINO and pillow, too.
+    /// Runs the oracle scripts; on long runs it has OpenVINO, too.
     oracle_python: PathBuf,
     data: PathBuf,
     shared: PathBuf,
@@ -135,7 +138,7 @@ impl Surroundings {
         Ok(Self {
             oracle_python: venv(repo, length)?,
             python,
-            data: data(repo, length)?,
+            data: data(repo)?,
             shared,
             cases: if length == Length::Long { "20000" } else { "2000" },
         })

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod arm;
 mod checks;
 mod demo;
 mod setup;
@@ -22,9 +23,12 @@ cargo xtask CHORE
 
   test [--long]   everything that must hold, in the order it fails; --long adds 20,000 random settings and OpenVINO
   demo            fetch a real text detector, rewrite it, prove it, and time it in ONNX Runtime, quantised and not
-  data [--long]   fetch the real models, pictures and the ONNX node tests
-  venv [--long]   make the Python environment of the oracles (onnx, onnxruntime, numpy; --long: OpenVINO, pillow)
+  data            fetch the real models, pictures, data sets and the ONNX node tests
+  venv [--long]   make the Python environment of the oracles (onnx, onnxruntime, numpy, pillow; --long: OpenVINO)
   bench [ARG..]   measure every form in ONNX Runtime and OpenVINO, write the tables of docs/benchmarks.md
+  arm             build the kernels' tests for AArch64 and run them under user-mode emulation (Debian packages, 190 MB)
+  bench processor [ARG..]
+                  measure the simulated processor beside ONNX Runtime, PyTorch and PyTorchFI (docs/benchmarks-processor.md)
   gen [--check]   regenerate the ONNX schema's code; --check fails when it is stale
 ";
 
@@ -48,11 +52,12 @@ fn run() -> Result<()> {
         ("test", []) => checks::test(&repo, Length::Normal)?,
         ("test", ["--long"]) => checks::test(&repo, Length::Long)?,
         ("demo", []) => demo::run_demo(&repo)?,
-        ("data", []) => setup::data(&repo, Length::Normal).map(drop)?,
-        ("data", ["--long"]) => setup::data(&repo, Length::Long).map(drop)?,
+        ("data", []) => setup::data(&repo).map(drop)?,
         ("venv", []) => setup::venv(&repo, Length::Normal).map(drop)?,
         ("venv", ["--long"]) => setup::venv(&repo, Length::Long).map(drop)?,
+        ("bench", ["processor", rest @ ..]) => demo::bench_processor(&repo, rest)?,
         ("bench", rest) => demo::bench(&repo, rest)?,
+        ("arm", []) => arm::test(&repo)?,
         ("gen", []) => checks::generate(&repo, &[])?,
         ("gen", ["--check"]) => checks::generate(&repo, &["--check"])?,
         _ => bail!("no such chore: {}\n{HELP}", arguments.join(" ")),

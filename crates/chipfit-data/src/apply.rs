@@ -1,8 +1,9 @@
 //! From pixels to input values: colour, then size, then `(pixel * scale - mean) / std`.
 //!
-//! Resizing is Pillow's separable convolution: the filter's support is scaled by the reduction, weights are normalised
-//! in f64; bytes use weights in fixed point with 22 bits and are rounded to bytes after the horizontal and after the
-//! vertical pass, so that they equal Pillow's bit for bit; floats are summed in f64.
+//! Resizing is Pillow's separable convolution, horizontally first: the filter's support is scaled by the reduction,
+//! weights are normalised in f64; bytes use weights in fixed point with 22 bits and are rounded to bytes after each
+//! pass, so that they equal Pillow's bit for bit; floats are summed in f64. Pillow 13 turns the order of the passes for
+//! some proportions, which moves bytes by one step.
 
 use std::borrow::Cow;
 
@@ -274,3 +275,6 @@ fn filter_value(filter: Filter, x: f64) -> f64 {
         _ => 0.0,
     }
 }
+
+#[cfg(test)]
+mod tests;

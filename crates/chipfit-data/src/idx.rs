@@ -100,7 +100,8 @@ impl IdxFile {
         let total = header.total_bytes();
         if total > limit {
             return Err(malformed(format!(
-                "IDX dimensions {:?} need {total} bytes, which a file of {file_bytes} cannot hold; fetch it again",
+                "IDX dimensions {:?} need {total} bytes, which a file of {file_bytes} cannot hold: it is truncated or damaged, \
+                 fetch it again",
                 header.dims
             )));
         }

@@ -20,6 +20,7 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 #[serde(deny_unknown_fields)]
 pub struct Preprocess {
     /// Height and width of the input in pixels.
+    #[serde(deserialize_with = "two_sides")]
     pub size: [usize; 2],
     /// How a picture of another size gets there.
     #[serde(default)]
@@ -105,6 +106,13 @@ impl Colour {
             Self::Grey => 1,
         }
     }
+}
+
+/// Exactly two numbers: left to itself, the reader would drop a third one.
+fn two_sides<'de, D: serde::Deserializer<'de>>(source: D) -> Result<[usize; 2], D::Error> {
+    let sides = Vec::<usize>::deserialize(source)?;
+    let count = sides.len();
+    sides.try_into().map_err(|_| serde::de::Error::invalid_length(count, &"height and width"))
 }
 
 fn zero() -> Vec<f32> {
@@ -433,3 +441,6 @@ fn shown(shape: &[Option<u64>]) -> String {
     let dims: Vec<_> = shape.iter().map(|dim| dim.map_or_else(|| "?".to_owned(), |d| d.to_string())).collect();
     format!("[{}]", dims.join(", "))
 }
+
+#[cfg(test)]
+mod tests;

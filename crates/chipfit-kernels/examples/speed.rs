@@ -1,13 +1,12 @@
 //! Speed of the convolutions of ResNet-18, per layer shape and instruction set, in processor time.
 //!
-//! `cargo run --release -p chipfit-kernels --example speed [-- [isa ...] [batch=N] [net=cifar|imagenet]]`
+//! `cargo run --release -p chipfit-kernels --example speed [-- [isa ...] [batch=N] [net=cifar|imagenet] [layer=PART]]`
 //!
+//! With `bytes`: element-wise loops, pooling, depthwise layers and patches instead.
 //! Prints GOP/s (two operations per multiply-accumulate), and the sum over a network's layers as inferences per second:
 //! convolutions and the classifier only, each layer's weights taken from memory as far as its neighbours evict them.
 
-use std::time::Instant;
-
-use chipfit_kernels::{Conv, ConvGeometry, Isa, Requantize, Scratch};
+use chipfit_kernels::{Add, Conv, ConvGeometry, Isa, Pool, Requantize, Rounding, Scratch, lookup, sum_positions};
 
 struct Layer {
     /// One per occurrence, so that each brings its own weights through the caches.
@@ -26,15 +25,75 @@ fn main() {
     let option = |key: &str| arguments.iter().find_map(|word| word.strip_prefix(key).map(str::to_owned));
     let batches = option("batch=").map_or(vec![1, 32], |batch| vec![batch.parse().expect("a number")]);
     let nets = option("net=").map_or(vec!["cifar".to_owned(), "imagenet".to_owned()], |net| vec![net]);
+    let only = option("layer=").unwrap_or_default();
+    if arguments.iter().any(|word| word == "bytes") {
+        isas.iter().for_each(|&isa| measure_bytes(isa));
+        return;
+    }
     for net in &nets {
         for &batch in &batches {
             for &isa in &isas {
                 if isa != Isa::Scalar || arguments.iter().any(|word| word == "scalar") {
-                    measure(net, batch, isa);
+                    measure(net, batch, isa, &only);
                 }
             }
         }
     }
+}
+
+/// Tables, additions, pooling, depthwise layers and patches of single outputs.
+fn measure_bytes(isa: Isa) {
+    let best = |work: &mut dyn FnMut()| {
+        (0..200).fold(f64::MAX, |best, _| {
+            let start = processor_seconds();
+            work();
+            best.min(processor_seconds() - start)
+        })
+    };
+    let input: Vec<u8> = (0..1 << 16).map(|index: u32| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let other: Vec<u8> = input.iter().rev().copied().collect();
+    let mut out = vec![0; input.len()];
+    let rate = |bytes: usize, seconds: f64| bytes as f64 / seconds / 1e9;
+    let table: [u8; 256] = std::array::from_fn(|index| (index * 7) as u8);
+    let seconds = best(&mut || lookup(isa, &table, &input, &mut out).expect("sizes"));
+    println!("{}: table {:.1} GB/s", isa.name(), rate(input.len(), seconds));
+    let add = Add { left: 0.6, right: 0.7, fixed: 3.0, low: 0, high: 255, rounding: Rounding::Separate };
+    let seconds = best(&mut || add.run(isa, &input, &other, &mut out).expect("sizes"));
+    println!("{}: addition {:.1} GB/s of output", isa.name(), rate(input.len(), seconds));
+    let pool = Pool { input: [32; 2], channels: 64, kernel: [3; 2], stride: [2; 2], dilation: [1; 2], pads: [1; 4] };
+    let [rows, columns] = pool.output().expect("valid");
+    let mut pooled = vec![0; rows * columns * 64];
+    let seconds = best(&mut || pool.max(isa, &input, 0..rows, &mut pooled).expect("sizes"));
+    println!("{}: 3x3/2 maximum {:.1} GB/s of input", isa.name(), rate(input.len(), seconds));
+    let mut sums = vec![0; 64];
+    let seconds = best(&mut || sum_positions(isa, &input, &mut sums).expect("sizes"));
+    println!("{}: sum over positions {:.1} GB/s", isa.name(), rate(input.len(), seconds));
+
+    let geometry = ConvGeometry {
+        input: [32; 2],
+        in_channels: 64,
+        out_channels: 64,
+        groups: 64,
+        kernel: [3; 2],
+        stride: [1; 2],
+        dilation: [1; 2],
+        pads: [1; 4],
+    };
+    let weights: Vec<i8> = input.iter().map(|byte| byte.cast_signed()).collect();
+    let scale = Requantize { multipliers: vec![1e-3; 64], zero_point: 3, low: 0, high: 255 };
+    let mut scratch = Scratch::new();
+    let conv = Conv::new(isa, geometry.clone(), &weights[..64 * 9], &[0; 64], 7).expect("available");
+    let seconds = best(&mut || conv.run(&input, 0..32, &scale, &mut out, &mut scratch).expect("sizes"));
+    println!("{}: 3x3 depthwise, 64 at 32, {:.0} GOP/s", isa.name(), rate(2 * 64 * 9 * 1024, seconds));
+    let geometry = ConvGeometry { groups: 1, ..geometry };
+    let conv = Conv::new(isa, geometry, &weights[..64 * 576], &[0; 64], 7).expect("available");
+    let mut total = 0_i32;
+    let seconds = best(&mut || {
+        for column in 0..32 {
+            total = total.wrapping_add(conv.partial(&input, 5, column, column, 288));
+        }
+    });
+    println!("{}: partial sum of 288 products, {:.0} ns ({total})", isa.name(), seconds / 32.0 * 1e9);
 }
 
 /// Name, shapes, how often the network has it.
@@ -69,7 +128,7 @@ fn layers(net: &str) -> Vec<(String, ConvGeometry, usize)> {
     all.into_iter().map(|(geometry, times)| (name(&geometry), geometry, times)).collect()
 }
 
-fn measure(net: &str, batch: usize, isa: Isa) {
+fn measure(net: &str, batch: usize, isa: Isa, only: &str) {
     let mut scratch = Scratch::new();
     let mut state = 1_u64;
     let mut byte = || {
@@ -77,8 +136,8 @@ fn measure(net: &str, batch: usize, isa: Isa) {
         (state >> 56) as u8
     };
     let mut made: Vec<Layer> = Vec::new();
-    for (name, geometry, times) in layers(net) {
-        let [rows, columns] = geometry.checked_output().expect("valid");
+    for (name, geometry, times) in layers(net).into_iter().filter(|(name, ..)| name.contains(only)) {
+        let [rows, columns] = geometry.output();
         let pixels = geometry.input[0] * geometry.input[1];
         let input = (0..batch * pixels * geometry.in_channels).map(|_| byte()).collect();
         let bias = vec![3; geometry.out_channels];
@@ -98,16 +157,16 @@ fn measure(net: &str, batch: usize, isa: Isa) {
     let rounds = if isa == Isa::Scalar { 1 } else { (200 / batch).clamp(8, 100) };
     let mut fastest = f64::MAX;
     for _ in 0..rounds {
-        let round = Instant::now();
+        let round = processor_seconds();
         for Layer { convs, input, output, requantize, best, .. } in &mut made {
-            let start = Instant::now();
+            let start = processor_seconds();
             for conv in convs.iter() {
                 let rows = conv.output()[0];
                 conv.run(input, 0..rows, &*requantize, output, &mut scratch).expect("sizes");
             }
-            *best = best.min(start.elapsed().as_secs_f64() / convs.len() as f64);
+            *best = best.min((processor_seconds() - start) / convs.len() as f64);
         }
-        fastest = fastest.min(round.elapsed().as_secs_f64());
+        fastest = fastest.min(processor_seconds() - round);
     }
     println!("{net}, batch {batch}, {}:", isa.name());
     let mut macs = 0;
@@ -125,4 +184,28 @@ fn measure(net: &str, batch: usize, isa: Isa) {
         made.iter().flat_map(|layer| &layer.convs).map(|conv| conv.bytes() as f64).sum::<f64>() / 1e6,
         scratch.bytes() as f64 / 1e3,
     );
+}
+
+/// Processor time of this thread: other users of the machine do not count.
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn processor_seconds() -> f64 {
+    const CLOCK_THREAD_CPUTIME_ID: usize = 3;
+    let mut time = [0_i64; 2];
+    // SAFETY: `clock_gettime` writes two 64-bit integers; the system call clobbers nothing else of ours.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        std::arch::asm!("syscall", inlateout("rax") 228_usize => _, in("rdi") CLOCK_THREAD_CPUTIME_ID,
+            in("rsi") time.as_mut_ptr(), lateout("rcx") _, lateout("r11") _, options(nostack));
+        #[cfg(target_arch = "aarch64")]
+        std::arch::asm!("svc 0", in("x8") 113_usize, inlateout("x0") CLOCK_THREAD_CPUTIME_ID => _,
+            in("x1") time.as_mut_ptr(), options(nostack));
+    }
+    time[0] as f64 + time[1] as f64 / 1e9
+}
+
+/// Wall time, where processor time has no portable clock.
+#[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
+fn processor_seconds() -> f64 {
+    use std::time::{SystemTime, UNIX_EPOCH};
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }

@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use crate::depthwise::{self, DepthPlan};
 use crate::drive::{self, BlockSet, Call};
 use crate::error::{KernelError, check_length};
 use crate::finish::{Finish, Target};
@@ -30,8 +31,6 @@ pub struct Conv {
     zero_point: u8,
     rows: Vec<i8>,
     bias: Vec<i32>,
-    /// Bias with `-zero_point * sum(w)` folded in, as the engine's elements need it.
-    folded: Vec<i32>,
     engine: Engine,
 }
 
@@ -39,6 +38,7 @@ pub struct Conv {
 enum Engine {
     Scalar,
     Blocks(Plan, BlockSet),
+    Depthwise(DepthPlan),
     #[cfg(target_arch = "x86_64")]
     Tiles(crate::x86::amx::TilePlan),
 }
@@ -64,16 +64,7 @@ impl Conv {
         let products = geometry.products();
         check_length("weights", weights.len(), geometry.out_channels * products)?;
         check_length("bias", bias.len(), geometry.out_channels)?;
-        let (engine, shift) = Engine::new(isa, &geometry, output, input_zero_point, weights);
-        let subtracted = i32::from(input_zero_point) - shift;
-        let folded = weights
-            .chunks_exact(products)
-            .zip(bias)
-            .map(|(row, bias)| {
-                let sum = row.iter().fold(0_i32, |sum, &weight| sum.wrapping_add(i32::from(weight)));
-                bias.wrapping_sub(sum.wrapping_mul(subtracted))
-            })
-            .collect();
+        let engine = Engine::new(isa, &geometry, output, input_zero_point, weights, bias);
         Ok(Self {
             isa,
             geometry,
@@ -81,7 +72,6 @@ impl Conv {
             zero_point: input_zero_point,
             rows: weights.to_vec(),
             bias: bias.to_vec(),
-            folded,
             engine,
         })
     }
@@ -124,17 +114,19 @@ impl Conv {
     pub fn bytes(&self) -> usize {
         let packed = match &self.engine {
             Engine::Scalar => 0,
-            Engine::Blocks(plan, _) => plan.weights.bytes(),
+            Engine::Blocks(plan, _) => plan.bytes(),
+            Engine::Depthwise(depth) => depth.bytes(),
             #[cfg(target_arch = "x86_64")]
-            Engine::Tiles(tiles) => tiles.plan.weights.bytes(),
+            Engine::Tiles(tiles) => tiles.plan.bytes(),
         };
-        self.rows.len() + packed + (self.bias.len() + self.folded.len()) * size_of::<i32>()
+        self.rows.len() + packed + self.bias.len() * size_of::<i32>()
     }
 
     /// Ranges of output channels start at multiples of this and end at one or at the last channel.
     pub fn channel_step(&self) -> usize {
         match &self.engine {
             Engine::Scalar => 1,
+            Engine::Depthwise(_) => depthwise::LANES,
             Engine::Blocks(..) if self.geometry.groups > 1 => self.geometry.out_channels / self.geometry.groups,
             Engine::Blocks(plan, set) => plan.lanes * set.blocks,
             #[cfg(target_arch = "x86_64")]
@@ -237,7 +229,7 @@ impl Conv {
         if start != limit && start % step != 0 || end != limit && end % step != 0 {
             return Err(KernelError::Range { what: "output channels", start, end, limit });
         }
-        let finish = Finish { bias: &self.folded, target, pitch: limit };
+        let finish = Finish { target, pitch: limit };
         Ok(Call { input, pictures, rows, channels, finish })
     }
 
@@ -257,6 +249,8 @@ impl Conv {
             Engine::Scalar => unsafe { self.execute_scalar(call) },
             // SAFETY: the caller's promise; the instruction set was checked when the plan was made.
             Engine::Blocks(plan, set) => unsafe { drive::blocks(plan, set, call, scratch) },
+            // SAFETY: likewise.
+            Engine::Depthwise(depth) => unsafe { depth.execute(call, scratch) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: likewise.
             Engine::Tiles(tiles) => unsafe { tiles.execute(call, scratch) },
@@ -266,8 +260,6 @@ impl Conv {
     /// # Safety
     /// As [`Conv::execute`].
     unsafe fn execute_scalar(&self, call: &Call<'_>) {
-        let Finish { target, pitch, .. } = call.finish;
-        let finish = Finish { bias: &self.bias, target, pitch };
         let mut pixel = 0;
         for picture in call.input.chunks_exact(self.picture_bytes()) {
             for row in call.rows.clone() {
@@ -278,7 +270,7 @@ impl Conv {
                         let bias = self.bias[channel];
                         let sum = scalar::accumulator(&self.geometry, self.zero_point, picture, weights, bias, at);
                         // SAFETY: the pixel and channel are of this call.
-                        unsafe { finish.store(sum, pixel, channel) };
+                        unsafe { call.finish.store(sum, pixel, channel) };
                     }
                     pixel += 1;
                 }
@@ -288,26 +280,47 @@ impl Conv {
 }
 
 impl Engine {
-    /// The engine of an available instruction set, and what its elements are less than the activations.
-    fn new(isa: Isa, geometry: &ConvGeometry, output: [usize; 2], zero_point: u8, weights: &[i8]) -> (Self, i32) {
+    /// The engine of an available instruction set.
+    fn new(
+        isa: Isa,
+        geometry: &ConvGeometry,
+        output: [usize; 2],
+        zero_point: u8,
+        weights: &[i8],
+        bias: &[i32],
+    ) -> Self {
+        if isa != Isa::Scalar
+            && geometry.groups > 1
+            && geometry.in_channels == geometry.groups
+            && geometry.out_channels == geometry.groups
+        {
+            return Self::Depthwise(DepthPlan::new(isa, geometry, output, zero_point, weights, bias));
+        }
         #[cfg(target_arch = "x86_64")]
         if isa == Isa::AmxInt8 && geometry.groups == 1 {
-            let plan = crate::x86::amx::TilePlan::new(geometry, output, zero_point, weights);
-            return (Self::Tiles(plan), 0);
+            let plan = crate::x86::amx::TilePlan::new(geometry, output, zero_point, weights, bias);
+            return Self::Tiles(plan);
         }
         // Groups are too narrow for tiles.
         let isa = if isa == Isa::AmxInt8 { Isa::Avx512Vnni } else { isa };
-        let (Some(shape), Some(set)) = (Shape::of(isa), block_set(isa)) else { return (Self::Scalar, 0) };
-        let plan = Plan::new(geometry, output, zero_point, shape, weights);
-        (Self::Blocks(plan, set), 0)
+        let (Some(shape), Some(set)) = (Shape::of(isa), block_set(isa)) else { return Self::Scalar };
+        let plan = Plan::new(geometry, output, zero_point, shape, weights, bias);
+        Self::Blocks(plan, set)
     }
 }
 
-/// The block loops of an available instruction set.
+/// The block loops of an available instruction set; none for scalar.
 fn block_set(isa: Isa) -> Option<BlockSet> {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512Vnni {
-        return Some(crate::x86::avx512::BLOCKS);
+    match isa {
+        Isa::Avx512Vnni => return Some(crate::x86::avx512::BLOCKS),
+        Isa::AvxVnni => return Some(crate::x86::avx2::VNNI_BLOCKS),
+        Isa::Avx2 => return Some(crate::x86::avx2::BLOCKS),
+        _ => {}
+    }
+    #[cfg(target_arch = "aarch64")]
+    if isa == Isa::NeonDot {
+        return Some(crate::arm::BLOCKS);
     }
     let _ = isa;
     None

@@ -60,9 +60,6 @@ fn changed_sums_scalar(changes: &[(u32, i16)], rows: &[i8], out: &mut [i32]) {
 ///
 /// # Errors
 /// [`KernelError`] for slices of different lengths.
-///
-/// # Panics
-/// If a channel has no multiplier.
 pub fn requantize_changed<'r>(
     isa: Isa,
     rescale: impl Into<Rescale<'r>>,
@@ -74,17 +71,33 @@ pub fn requantize_changed<'r>(
     let channels = out.len();
     check_length("accumulators", sums.len(), channels)?;
     check_length("changes", changes.len(), channels)?;
-    let finish = Finish { bias: sums, target: Target::bytes(out.as_mut_ptr(), rescale), pitch: channels };
-    let tile = Tile { sums: changes.as_ptr(), pitch: channels, pixel: 0, pixels: 1, channel: 0, channels };
-    #[cfg(target_arch = "x86_64")]
-    if isa.uses_avx512() {
-        // SAFETY: AVX-512 is available; one pixel of `channels`, lengths checked above, `out` is borrowed by this call.
-        unsafe { crate::x86::avx512::finish(&finish, tile) };
-        return Ok(());
+    match rescale {
+        Rescale::Float(float) => check_length("multipliers", float.multipliers.len(), channels)?,
+        Rescale::Fixed(fixed) => {
+            check_length("multipliers", fixed.multipliers.len(), channels)?;
+            check_length("shifts", fixed.shifts.len(), channels)?;
+        }
+    }
+    let finish = Finish { target: Target::bytes(out.as_mut_ptr(), rescale), pitch: channels };
+    let mut totals = [0_i32; 64];
+    for channel in (0..channels).step_by(totals.len()) {
+        let count = totals.len().min(channels - channel);
+        let parts = sums[channel..][..count].iter().zip(&changes[channel..][..count]);
+        for (total, (sum, change)) in totals.iter_mut().zip(parts) {
+            *total = sum.wrapping_add(*change);
+        }
+        let tile = Tile { sums: totals.as_ptr(), pitch: count, pixel: 0, pixels: 1, channel, channels: count };
+        #[cfg(target_arch = "x86_64")]
+        if isa.uses_avx512() {
+            // SAFETY: AVX-512 is available; one pixel of `count` channels, lengths checked above, `out` is borrowed by
+            // this call.
+            unsafe { crate::x86::avx512::finish(&finish, tile) };
+            continue;
+        }
+        // SAFETY: one pixel of `count` channels, lengths checked above, `out` is borrowed by this call.
+        unsafe { finish.scalar(tile) };
     }
     let _ = isa;
-    // SAFETY: one pixel of `channels`, lengths checked above, `out` is borrowed by this call.
-    unsafe { finish.scalar(tile) };
     Ok(())
 }
 

@@ -1,8 +1,8 @@
 //! How a call is cut: chunks of output whose source fits the second-level cache, then tiles.
 //!
 //! For every chunk: its padded source is written (or the caller's tensor is read in place); then for every block of
-//! channels and every tile of pixels an inner loop leaves raw sums in a small scratch, and they are finished: bias,
-//! requantization, store. Pixels of a chunk are numbered through rows and pictures, so that small maps of a batch fill
+//! channels and every tile of pixels an inner loop leaves accumulators in a small scratch, and they are
+//! finished: requantization, store. Pixels of a chunk are numbered through rows and pictures, so that small maps of a batch fill
 //! whole tiles. Channels are the outer loop: a block's weights stay in the cache while the pixels pass by.
 
 use std::ops::Range;
@@ -45,7 +45,9 @@ pub(crate) struct BlockJob<'a> {
     pub(crate) weights: *const u8,
     /// Bytes from one block's weights to the next block's.
     pub(crate) block_bytes: usize,
-    /// Where raw sums go: one row of `blocks * lanes` per pixel.
+    /// The first block's biases; `blocks * lanes`.
+    pub(crate) bias: *const i32,
+    /// Where accumulators go: one row of `blocks * lanes` per pixel.
     pub(crate) sums: *mut i32,
 }
 
@@ -187,6 +189,7 @@ unsafe fn chunk_of_blocks(
                     runs: &plan.runs,
                     weights,
                     block_bytes: plan.block_bytes,
+                    bias: plan.bias[block * plan.lanes..].as_ptr(),
                     sums,
                 };
                 let tile = Tile {

@@ -1,12 +1,10 @@
-//! From a tile of raw sums to outputs: bias, requantization, store.
+//! From a tile of accumulators to outputs: requantization, store.
 
 use crate::requantize::{Fixed, Requantize, Rescale};
 
 /// What becomes of an accumulator, and where it goes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Finish<'a> {
-    /// Per output channel, zero points folded in.
-    pub(crate) bias: &'a [i32],
     /// Element 0 of output pixel 0, channel 0.
     pub(crate) target: Target<'a>,
     /// Elements between two pixels of the output.
@@ -30,7 +28,7 @@ impl<'a> Target<'a> {
     }
 }
 
-/// A rectangle of raw sums: `pixels` rows of `channels`, `pitch` apart.
+/// A rectangle of accumulators: `pixels` rows of `channels`, `pitch` apart.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tile {
     pub(crate) sums: *const i32,
@@ -48,15 +46,42 @@ impl Finish<'_> {
     ///
     /// # Safety
     /// `tile.sums` holds the rectangle; the target holds every pixel and channel of it, the caller alone writes them,
-    /// and bias and multipliers cover the channels.
+    /// and multipliers cover the channels.
     pub(crate) unsafe fn scalar(&self, tile: Tile) {
+        if let Target::Sums(start) = self.target {
+            for pixel in 0..tile.pixels {
+                // SAFETY: a row of the rectangle, and the target's channels of one pixel; they are different memory.
+                unsafe {
+                    let to = start.add((tile.pixel + pixel) * self.pitch + tile.channel);
+                    tile.sums.add(pixel * tile.pitch).copy_to_nonoverlapping(to, tile.channels);
+                }
+            }
+            return;
+        }
+        if let Target::Float(start, float) = self.target {
+            let multipliers = &float.multipliers[tile.channel..][..tile.channels];
+            for pixel in 0..tile.pixels {
+                // SAFETY: a row of the rectangle, and the target's channels of one pixel; they are different memory.
+                let (sums, to) = unsafe {
+                    let to = start.add((tile.pixel + pixel) * self.pitch + tile.channel);
+                    (
+                        std::slice::from_raw_parts(tile.sums.add(pixel * tile.pitch), tile.channels),
+                        std::slice::from_raw_parts_mut(to, tile.channels),
+                    )
+                };
+                for ((to, &sum), &multiplier) in to.iter_mut().zip(sums).zip(multipliers) {
+                    *to = float.scale(multiplier, sum);
+                }
+            }
+            return;
+        }
         for pixel in 0..tile.pixels {
             for index in 0..tile.channels {
                 let channel = tile.channel + index;
                 // SAFETY: inside the rectangle.
-                let raw = unsafe { tile.sums.add(pixel * tile.pitch + index).read() };
+                let sum = unsafe { tile.sums.add(pixel * tile.pitch + index).read() };
                 // SAFETY: the caller's promise covers this pixel and channel.
-                unsafe { self.store(raw.wrapping_add(self.bias[channel]), tile.pixel + pixel, channel) };
+                unsafe { self.store(sum, tile.pixel + pixel, channel) };
             }
         }
     }

@@ -10,11 +10,12 @@
 //! touch memory; nothing here is random, allocates per output, or keeps state between calls but what [`Scratch`] holds.
 //!
 //! Read `geometry`, then `conv` ([`Conv`], the entry point), then `scalar` (the specification), then one instruction
-//! set under `x86`.
+//! set under `x86` or `arm`.
 
 mod buffer;
 mod conv;
 mod delta;
+mod depthwise;
 mod drive;
 mod elementwise;
 mod error;
@@ -29,6 +30,8 @@ mod requantize;
 mod scalar;
 mod scratch;
 
+#[cfg(target_arch = "aarch64")]
+mod arm;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

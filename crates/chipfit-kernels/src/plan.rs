@@ -24,6 +24,14 @@ pub(crate) struct Run {
     length: usize,
 }
 
+impl Run {
+    /// A run of the weights alone.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn filled(groups: usize, first: usize, length: usize) -> Self {
+        Self { offset: 0, groups, first, length }
+    }
+}
+
 /// What the source holds for one u8 activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Element {
@@ -71,13 +79,15 @@ pub(crate) struct Plan {
     /// Bytes of one packed block.
     pub(crate) block_bytes: usize,
     pub(crate) weights: Buffer,
+    /// One per packed channel: the bias with `-zero_point * sum(w)` folded in, as the source's elements need it.
+    pub(crate) bias: Vec<i32>,
 }
 
 /// Bytes that kernels may read past the last operand of the source.
 pub(crate) const SLACK: usize = 256;
 
 /// What differs between instruction sets.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Shape {
     pub(crate) element: Element,
     /// Output channels of one vector or tile.
@@ -86,8 +96,20 @@ pub(crate) struct Shape {
     pub(crate) fill: usize,
     /// Blocks are filled up to a multiple of so many.
     pub(crate) blocks: usize,
-    /// Whether all operands of a pixel are gathered into one run first.
-    pub(crate) gather: bool,
+    pub(crate) rows: Rows,
+}
+
+/// From where a tile's rows come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// The source itself.
+    Source,
+    /// All operands of a pixel are gathered into one run first.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for tiles"))]
+    Gathered,
+    /// Every kernel row is expanded first; these are the runs of what that gives.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for tiles"))]
+    Expanded(Vec<Run>),
 }
 
 impl Shape {
@@ -101,7 +123,7 @@ impl Shape {
             Isa::AmxInt8 => (Element::Byte, 16, 64, 2),
             Isa::NeonDot => (Element::Signed, 4, 4, 1),
         };
-        Some(Self { element, lanes, fill, blocks, gather: false })
+        Some(Self { element, lanes, fill, blocks, rows: Rows::Source })
     }
 }
 
@@ -113,7 +135,18 @@ impl Plan {
         zero_point: u8,
         shape: Shape,
         weights: &[i8],
+        bias: &[i32],
     ) -> Self {
+        let mut plan = Self::layout(geometry, output, zero_point, shape);
+        plan.weights = Buffer::zeros(geometry.groups * plan.blocks * plan.block_bytes);
+        plan.bias = vec![0; geometry.groups * plan.blocks * plan.lanes];
+        plan.pack(weights);
+        plan.fold(weights, bias);
+        plan
+    }
+
+    /// The layout without weights.
+    pub(crate) fn layout(geometry: &ConvGeometry, output: [usize; 2], zero_point: u8, shape: Shape) -> Self {
         let Shape { element, lanes, .. } = shape;
         let bytes = element.bytes();
         let channels = geometry.in_channels;
@@ -137,16 +170,26 @@ impl Plan {
             })
             .collect();
         let mut gathered = Vec::new();
-        if shape.gather {
-            gathered = runs.iter().map(|run| (run.offset, run.length * bytes)).collect();
-            let length = geometry.products();
-            let groups = (length * bytes).next_multiple_of(shape.fill) / 4;
-            runs = vec![Run { offset: 0, groups, first: 0, length }];
+        match shape.rows {
+            Rows::Source if shape.fill == STEP && channels.is_multiple_of(STEP) => {
+                runs = steps_by_tap(geometry, row_pitch);
+            }
+            Rows::Source => {}
+            Rows::Gathered => {
+                gathered = runs.iter().map(|run| (run.offset, run.length * bytes)).collect();
+                let length = geometry.products();
+                let groups = (length * bytes).next_multiple_of(shape.fill) / 4;
+                runs = vec![Run { offset: 0, groups, first: 0, length }];
+            }
+            Rows::Expanded(expanded) => {
+                gathered = runs[..taps].iter().map(|run| (run.offset, run.length * bytes)).collect();
+                runs = expanded;
+            }
         }
         let groups: usize = runs.iter().map(|run| run.groups).sum();
         let block_bytes = groups * lanes * 4;
         let blocks = (geometry.out_channels / geometry.groups).div_ceil(lanes).next_multiple_of(shape.blocks);
-        let mut plan = Self {
+        Self {
             geometry: geometry.clone(),
             output,
             zero_point,
@@ -161,10 +204,9 @@ impl Plan {
             lanes,
             blocks,
             block_bytes,
-            weights: Buffer::zeros(geometry.groups * blocks * block_bytes),
-        };
-        plan.pack(weights);
-        plan
+            weights: Buffer::default(),
+            bias: Vec::new(),
+        }
     }
 
     fn pack(&mut self, weights: &[i8]) {
@@ -192,6 +234,22 @@ impl Plan {
                 at += run.groups * self.lanes * 4;
             }
         }
+    }
+
+    fn fold(&mut self, weights: &[i8], bias: &[i32]) {
+        let group_outputs = self.geometry.out_channels / self.geometry.groups;
+        let shift = if self.element == Element::Signed { 128 } else { 0 };
+        let subtracted = i32::from(self.zero_point) - shift;
+        for (channel, (row, bias)) in weights.chunks_exact(self.geometry.products()).zip(bias).enumerate() {
+            let sum = row.iter().fold(0_i32, |sum, &weight| sum.wrapping_add(i32::from(weight)));
+            let packed = channel / group_outputs * self.blocks * self.lanes + channel % group_outputs;
+            self.bias[packed] = bias.wrapping_sub(sum.wrapping_mul(subtracted));
+        }
+    }
+
+    /// Bytes of packed weights and biases.
+    pub(crate) fn bytes(&self) -> usize {
+        self.weights.bytes() + self.bias.len() * size_of::<i32>()
     }
 
     /// Rows of the padded source that output rows need.
@@ -250,6 +308,29 @@ impl Plan {
             }
         }
     }
+}
+
+/// Bytes that one step of a tile multiplies.
+pub(crate) const STEP: usize = 64;
+
+/// Runs of one step each, for channels that fill whole steps: taps of a kernel row side by side in time, so that all but
+/// one of a tile's pixels are still in the first-level cache when the next tap reads them.
+fn steps_by_tap(geometry: &ConvGeometry, row_pitch: usize) -> Vec<Run> {
+    let channels = geometry.in_channels;
+    let mut runs = Vec::new();
+    for row in 0..geometry.kernel[0] {
+        for channel in (0..channels).step_by(STEP) {
+            for tap in 0..geometry.kernel[1] {
+                runs.push(Run {
+                    offset: row * geometry.dilation[0] * row_pitch + tap * geometry.dilation[1] * channels + channel,
+                    groups: STEP / 4,
+                    first: (row * geometry.kernel[1] + tap) * channels + channel,
+                    length: STEP,
+                });
+            }
+        }
+    }
+    runs
 }
 
 /// Whole cache lines, and not a power of two of them: rows one above the other then share no cache set.

@@ -71,22 +71,8 @@ impl Pool {
     /// What [`Pool::output`] refuses, [`KernelError::Length`], [`KernelError::Range`].
     pub fn max(&self, isa: Isa, input: &[u8], rows: Range<usize>, out: &mut [u8]) -> Result<(), KernelError> {
         let [_, columns] = self.check(input, &rows, out.len())?;
-        let pixels = rows.flat_map(|row| (0..columns).map(move |column| (row, column)));
-        for ((row, column), out) in pixels.zip(out.chunks_exact_mut(self.channels)) {
-            let mut first = true;
-            for pixel in self.window(row, column) {
-                let taken = &input[pixel * self.channels..][..self.channels];
-                if first {
-                    out.copy_from_slice(taken);
-                    first = false;
-                } else {
-                    raise(isa, out, taken);
-                }
-            }
-            if first {
-                out.fill(0);
-            }
-        }
+        let windows: Vec<Option<Window>> = self.windows(rows, columns).collect();
+        largest(isa, input, &windows, self.channels, out);
         Ok(())
     }
 
@@ -98,11 +84,11 @@ impl Pool {
     /// As [`Pool::max`].
     pub fn sums(&self, isa: Isa, input: &[u8], rows: Range<usize>, out: &mut [i32]) -> Result<(), KernelError> {
         let [_, columns] = self.check(input, &rows, out.len())?;
-        let pixels = rows.flat_map(|row| (0..columns).map(move |column| (row, column)));
-        for ((row, column), out) in pixels.zip(out.chunks_exact_mut(self.channels)) {
+        let windows = self.windows(rows, columns);
+        for (window, out) in windows.zip(out.chunks_exact_mut(self.channels)) {
             out.fill(0);
-            for pixel in self.window(row, column) {
-                add_bytes(isa, out, &input[pixel * self.channels..][..self.channels]);
+            for tap in window.iter().flat_map(Window::taps) {
+                add_bytes(isa, out, &input[tap..][..self.channels]);
             }
         }
         Ok(())
@@ -110,18 +96,37 @@ impl Pool {
 
     /// How many taps of an output's window lie inside the map.
     pub fn taps(&self, row: usize, column: usize) -> usize {
-        self.window(row, column).count()
+        let along = |axis, position| self.inside(axis, position).map_or(0, |(_, count)| count);
+        along(0, row) * along(1, column)
     }
 
-    /// The input pixels of an output's window, in row-major order.
-    fn window(&self, row: usize, column: usize) -> impl Iterator<Item = usize> + '_ {
-        let inside = move |axis: usize, position: usize| {
-            (0..self.kernel[axis]).filter_map(move |tap| {
-                let padded = position * self.stride[axis] + tap * self.dilation[axis];
-                padded.checked_sub(self.pads[axis]).filter(|&at| at < self.input[axis])
-            })
-        };
-        inside(0, row).flat_map(move |y| inside(1, column).map(move |x| y * self.input[1] + x))
+    /// The taps of every output's window that lie inside the map, in row-major order; `None` where there is none.
+    fn windows(&self, rows: Range<usize>, columns: usize) -> impl Iterator<Item = Option<Window>> + '_ {
+        let horizontal: Vec<_> = (0..columns).map(|column| self.inside(1, column)).collect();
+        rows.flat_map(move |row| {
+            let vertical = self.inside(0, row);
+            horizontal.clone().into_iter().map(move |horizontal| Some(self.window(vertical?, horizontal?)))
+        })
+    }
+
+    /// The window of taps inside the map, from where they start and how many there are along each axis.
+    fn window(&self, (top, rows): (usize, usize), (left, columns): (usize, usize)) -> Window {
+        Window {
+            start: (top * self.input[1] + left) * self.channels,
+            counts: [rows, columns],
+            steps: [self.dilation[0] * self.input[1] * self.channels, self.dilation[1] * self.channels],
+        }
+    }
+
+    /// Where the first tap inside the map lies along an axis, and how many do.
+    fn inside(&self, axis: usize, position: usize) -> Option<(usize, usize)> {
+        let (pad, step) = (self.pads[axis], self.dilation[axis]);
+        let padded = position * self.stride[axis];
+        let first = pad.saturating_sub(padded).div_ceil(step);
+        let at = padded + first * step - pad;
+        let fitting = self.input[axis].checked_sub(at)?.div_ceil(step);
+        let count = fitting.min(self.kernel[axis].checked_sub(first)?);
+        (count > 0).then_some((at, count))
     }
 
     fn check(&self, input: &[u8], rows: &Range<usize>, outputs: usize) -> Result<[usize; 2], KernelError> {
@@ -153,15 +158,60 @@ pub fn sum_positions(isa: Isa, input: &[u8], out: &mut [i32]) -> Result<(), Kern
     Ok(())
 }
 
-/// `out[i] = max(out[i], taken[i])`.
-fn raise(isa: Isa, out: &mut [u8], taken: &[u8]) {
+/// Taps at equal steps, inside a map.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window {
+    /// First channel of the first tap.
+    pub(crate) start: usize,
+    /// Rows and columns, at least one each.
+    pub(crate) counts: [usize; 2],
+    /// Elements between two rows, between two columns.
+    pub(crate) steps: [usize; 2],
+}
+
+impl Window {
+    /// Checks that the last tap's channels lie inside an input of so many elements.
+    ///
+    /// # Panics
+    /// If they do not.
     #[cfg(target_arch = "x86_64")]
-    if isa.uses_avx2() {
+    pub(crate) fn assert_inside(&self, elements: usize, channels: usize) {
+        let last = self.start + (self.counts[0] - 1) * self.steps[0] + (self.counts[1] - 1) * self.steps[1];
+        assert!(last + channels <= elements, "a window lies inside its map");
+    }
+
+    /// First channel of every tap, in row-major order.
+    fn taps(&self) -> impl Iterator<Item = usize> + '_ {
+        let row = move |row: usize| self.start + row * self.steps[0];
+        (0..self.counts[0]).flat_map(move |y| (0..self.counts[1]).map(move |x| row(y) + x * self.steps[1]))
+    }
+}
+
+/// `out[w * channels + c]` is the largest `input[tap + c]` over the taps of window `w`; 0 where there is no window.
+fn largest(isa: Isa, input: &[u8], windows: &[Option<Window>], channels: usize, out: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa.uses_avx512() {
+        // SAFETY: AVX-512 is available.
+        return unsafe { crate::x86::bytes::largest_avx512(input, windows, channels, out) };
+    } else if isa.uses_avx2() {
         // SAFETY: AVX2 is available.
-        return unsafe { crate::x86::bytes::raise(out, taken) };
+        return unsafe { crate::x86::bytes::largest_avx2(input, windows, channels, out) };
     }
     let _ = isa;
-    out.iter_mut().zip(taken).for_each(|(out, &taken)| *out = taken.max(*out));
+    for (window, out) in windows.iter().zip(out.chunks_exact_mut(channels)) {
+        largest_from(input, window.as_ref(), 0, out);
+    }
+}
+
+/// The twin of the vector loops: one window, channels from `first` on.
+pub(crate) fn largest_from(input: &[u8], window: Option<&Window>, first: usize, out: &mut [u8]) {
+    let out = &mut out[first..];
+    out.fill(0);
+    for tap in window.into_iter().flat_map(Window::taps) {
+        for (out, &taken) in out.iter_mut().zip(&input[tap + first..]) {
+            *out = taken.max(*out);
+        }
+    }
 }
 
 /// `out[i] += taken[i]`, wrapping.

@@ -64,7 +64,13 @@ impl Requantize {
     /// # Panics
     /// If `channel` has no multiplier.
     pub fn apply(&self, channel: usize, accumulator: i32) -> u8 {
-        let product = accumulator as f32 * self.multipliers[channel];
+        self.scale(self.multipliers[channel], accumulator)
+    }
+
+    /// The byte of an accumulator whose channel has this multiplier.
+    #[inline]
+    pub(crate) fn scale(&self, multiplier: f32, accumulator: i32) -> u8 {
+        let product = accumulator as f32 * multiplier;
         let limited = product.max((self.low - self.zero_point) as f32).min((self.high - self.zero_point) as f32);
         // Within -255..=255 once the limits hold; `as` saturates where they do not.
         (limited.round_ties_even() as i32 + self.zero_point) as u8

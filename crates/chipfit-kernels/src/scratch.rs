@@ -20,6 +20,8 @@ pub struct Scratch {
     pub(crate) pixels: Vec<usize>,
     /// Tiles of a chunk: byte offset of the first operand, first output pixel.
     pub(crate) places: Vec<(usize, usize)>,
+    /// Byte offset of every step of operands of a tile.
+    pub(crate) steps: Vec<usize>,
 }
 
 impl Scratch {
@@ -33,6 +35,7 @@ impl Scratch {
         self.source.bytes()
             + self.panel.bytes()
             + self.tile.bytes()
-            + (self.lines.capacity() + self.pixels.capacity() + 2 * self.places.capacity()) * size_of::<usize>()
+            + (self.lines.capacity() + self.pixels.capacity() + 2 * self.places.capacity() + self.steps.capacity())
+                * size_of::<usize>()
     }
 }

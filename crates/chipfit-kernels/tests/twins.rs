@@ -4,7 +4,8 @@
 mod common;
 
 use chipfit_kernels::{
-    Add, Conv, ConvGeometry, Isa, KernelError, Pool, Requantize, Rounding, Scratch, dot, lookup, sum_positions,
+    Add, Conv, ConvGeometry, DotRun, Isa, KernelError, OutputBlock, Pool, Requantize, Rounding, Scratch, changed_sums,
+    dot, dot_runs, lookup, sum_positions,
 };
 use common::{Case, Numbers, random_geometry};
 
@@ -23,6 +24,15 @@ fn conv3x3(input: [usize; 2], in_channels: usize, out_channels: usize, stride: u
 
 fn conv1x1(input: [usize; 2], in_channels: usize, out_channels: usize, stride: usize) -> ConvGeometry {
     ConvGeometry { kernel: [1; 2], pads: [0; 4], ..conv3x3(input, in_channels, out_channels, stride) }
+}
+
+/// So that a test run for one instruction set cannot pass without it.
+#[test]
+fn the_expected_instruction_set_is_available() {
+    if let Ok(name) = std::env::var("CHIPFIT_EXPECT_ISA") {
+        let isa = Isa::parse(&name).expect("the name of an instruction set");
+        assert!(Isa::available().contains(&isa), "{name} is not among {:?}", Isa::available());
+    }
 }
 
 #[test]
@@ -51,6 +61,11 @@ fn layers_of_real_networks_equal_the_naive_loops() {
         (ConvGeometry { groups: 96, ..conv3x3([12, 12], 96, 96, 1) }, 2),
         (ConvGeometry { groups: 64, ..conv3x3([9, 9], 64, 64, 2) }, 1),
         (ConvGeometry { groups: 4, ..conv3x3([10, 10], 64, 64, 1) }, 1),
+        // More kernel rows than one dot product adds, and dilated ones.
+        (ConvGeometry { groups: 72, kernel: [5, 5], pads: [2; 4], ..conv3x3([12, 19], 72, 72, 1) }, 1),
+        (ConvGeometry { groups: 72, kernel: [5, 5], pads: [2; 4], ..conv3x3([12, 19], 72, 72, 2) }, 2),
+        (ConvGeometry { groups: 8, kernel: [9, 2], dilation: [1, 3], ..conv3x3([12, 19], 8, 8, 1) }, 1),
+        (ConvGeometry { kernel: [5, 5], dilation: [2, 1], ..conv3x3([16, 16], 6, 24, 2) }, 2),
     ];
     for (seed, (geometry, pictures)) in layers.into_iter().enumerate() {
         Case::random(geometry, pictures, seed as u64).check(seed as u64);
@@ -134,6 +149,31 @@ fn what_does_not_fit_is_refused() {
 }
 
 #[test]
+fn threads_share_one_output_by_channels() {
+    let case = Case::random(conv3x3([4, 4], 64, 200, 1), 2, 11);
+    let mut numbers = Numbers(12);
+    let scale = case.requantize(&mut numbers);
+    let expected: Vec<u8> =
+        case.naive().iter().enumerate().map(|(index, &sum)| scale.apply(index % 200, sum)).collect();
+    for isa in Isa::available() {
+        let conv = case.conv(isa);
+        let step = conv.channel_step();
+        let mut out = vec![0; expected.len()];
+        let (left, right) =
+            OutputBlock::new(&mut out, 200).expect("whole pixels").split_channels((100 / step).max(1) * step);
+        std::thread::scope(|scope| {
+            for block in [left, right] {
+                let (conv, case, scale) = (&conv, &case, &scale);
+                scope.spawn(move || {
+                    conv.run_block(&case.input, 0..4, scale, block, &mut Scratch::new()).expect("sizes");
+                });
+            }
+        });
+        assert_eq!(out, expected, "{}", isa.name());
+    }
+}
+
+#[test]
 fn an_empty_batch_writes_nothing() {
     let conv = Conv::new(Isa::best(), conv1x1([2, 2], 4, 8, 1), &[0; 32], &[0; 8], 0).expect("available");
     assert_eq!(conv.accumulate(&[], 0..2, &mut [], &mut Scratch::new()), Ok(()));
@@ -147,6 +187,42 @@ fn dot_products_of_every_length() {
         let (x, w) = (numbers.bytes(length), numbers.weights(length));
         let expected: i32 = x.iter().zip(&w).map(|(&x, &w)| i32::from(x) * i32::from(w)).sum();
         assert_eq!(dot(&x, &w), expected, "{length}");
+    }
+}
+
+#[test]
+fn changes_and_runs_equal_the_naive_loops() {
+    for seed in 0..100 {
+        let mut numbers = Numbers(seed);
+        let channels = numbers.within(1, 150);
+        let rows = numbers.weights(20 * channels);
+        let changes: Vec<(u32, i16)> = (0..numbers.within(0, 30))
+            .map(|_| (numbers.within(0, 19) as u32, numbers.within(0, 510) as i16 - 255))
+            .collect();
+        let sums: Vec<i32> = (0..channels)
+            .map(|channel| {
+                let product =
+                    |&(k, change): &(u32, i16)| i32::from(change) * i32::from(rows[k as usize * channels + channel]);
+                changes.iter().map(product).sum()
+            })
+            .collect();
+        let (x, w) = (numbers.bytes(700), numbers.weights(700));
+        let runs: Vec<DotRun> = (0..numbers.within(0, 4))
+            .map(|_| DotRun { x: numbers.within(0, 300), w: numbers.within(0, 300), length: numbers.within(0, 400) })
+            .collect();
+        let zero_point = numbers.next() as u8;
+        let mut dot = 0;
+        for run in &runs {
+            for index in 0..run.length {
+                dot += (i32::from(x[run.x + index]) - i32::from(zero_point)) * i32::from(w[run.w + index]);
+            }
+        }
+        for isa in Isa::available() {
+            let mut out = vec![-1; channels];
+            changed_sums(isa, &changes, &rows, &mut out).expect("sizes");
+            assert_eq!(out, sums, "{} {seed}", isa.name());
+            assert_eq!(dot_runs(isa, zero_point, &x, &w, &runs), dot, "{} {seed}", isa.name());
+        }
     }
 }
 

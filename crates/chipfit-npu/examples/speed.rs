@@ -16,7 +16,8 @@ use chipfit_npu::testing::{
     networks::{ResNet18, resnet18},
 };
 use chipfit_npu::{
-    Batch, Change, DrawKey, Processor, Program, Request, Simulator, SimulatorOptions, Site, StepId, Strike, StrikeSource,
+    Batch, Change, DrawKey, Processor, Program, Request, Simulator, SimulatorOptions, Site, StepId, Strike,
+    StrikeSource,
 };
 
 /// `flips` uniform flips per inference: a third of them in products, two thirds in accumulator updates.
@@ -142,7 +143,9 @@ fn main() {
                     }
                     println!(
                         "{:11} threads {threads} batch {batch:2} flips {flips:4}: {used:8.1}/s processor, {elapsed:8.1}/s elapsed, ratio {:.3}, {:.1} MB",
-                        isa.name(), used / clean, simulator.memory_bytes() as f64 * 1e-6
+                        isa.name(),
+                        used / clean,
+                        simulator.memory_bytes() as f64 * 1e-6
                     );
                 }
             }

@@ -96,10 +96,14 @@ fn main() {
             println!(
                 "{name} {}: full {one:.0}/s at batch 1, {many:.0}/s at batch 32; {trials:.0} trials/s = {:.1} x batch 1, {:.1} x batch 32; \
                  masked {:.1}%, of these at the struck output {:.1}%; golden {:.1} MB, scratch {:.1} MB, weights {:.1} MB",
-                isa.name(), trials / one, trials / many,
+                isa.name(),
+                trials / one,
+                trials / many,
                 100.0 * (count - changed) as f64 / count as f64,
                 100.0 * at_once as f64 / (count - changed).max(1) as f64,
-                golden.memory_bytes() as f64 * 1e-6, batch.memory_bytes() as f64 * 1e-6, propagator.memory_bytes() as f64 * 1e-6,
+                golden.memory_bytes() as f64 * 1e-6,
+                batch.memory_bytes() as f64 * 1e-6,
+                propagator.memory_bytes() as f64 * 1e-6,
             );
         }
     }

@@ -22,7 +22,7 @@ pub mod simulator;
 pub mod testing;
 pub mod twin;
 
-pub use faults::{Change, DrawKey, Site, Strike, StrikeSource};
+pub use faults::{Change, DrawKey, Faults, FaultsError, FaultsFile, Listed, Site, Strike, StrikeSource};
 pub use machine::Machine;
 pub use processor::{Batch, Processor, ProcessorError, Request, TensorDelta, Trace};
 pub use program::{Op, Program, Step, StepId, Tensor, TensorId};

@@ -101,6 +101,8 @@ struct Lowering<'m, 'i> {
     steps: Vec<Step>,
     /// Integer tensors by the names of the model; several names may mean one tensor.
     integers: HashMap<String, TensorId>,
+    /// Float values that were quantised: on which grids, to which tensors.
+    quantised: HashMap<String, Vec<(Grid, TensorId)>>,
     /// Operands by the names of their float values, where they took steps of their own.
     operands: HashMap<String, TensorId>,
     input_name: String,
@@ -119,8 +121,12 @@ impl<'m, 'i> Lowering<'m, 'i> {
         if !graph.nodes.iter().any(|node| grid::is_quantize(node) || grid::is_dequantize(node)) {
             return Err(LowerError::NotQuantised);
         }
-        let float_inputs: Vec<&str> =
-            graph.inputs.iter().copied().filter(|name| matches!(graph.producer(name), Some(Producer::Input(_)))).collect();
+        let float_inputs: Vec<&str> = graph
+            .inputs
+            .iter()
+            .copied()
+            .filter(|name| matches!(graph.producer(name), Some(Producer::Input(_))))
+            .collect();
         let [input_name] = float_inputs.as_slice() else {
             return Err(LowerError::Inputs { names: float_inputs.iter().map(|&name| name.to_owned()).collect() });
         };
@@ -145,6 +151,7 @@ impl<'m, 'i> Lowering<'m, 'i> {
             tensors: Vec::new(),
             steps: Vec::new(),
             integers: HashMap::new(),
+            quantised: HashMap::new(),
             operands: HashMap::new(),
             input_name: (*input_name).to_owned(),
             input: None,
@@ -157,6 +164,7 @@ impl<'m, 'i> Lowering<'m, 'i> {
         let needed = self.needed(output);
         for position in self.index.topological_order(0)? {
             if needed.contains(&position) {
+                self.check_arity(position)?;
                 self.lower_node(position)?;
             }
         }
@@ -188,6 +196,36 @@ impl<'m, 'i> Lowering<'m, 'i> {
                 return Ok(());
             }
             return self.lower_on_integers(position, from);
+        }
+        Ok(())
+    }
+
+    /// Refuses a node that lacks inputs or outputs which every use of its operator has.
+    fn check_arity(&self, position: usize) -> Result<(), LowerError> {
+        const TWO: [&str; 12] = [
+            "QuantizeLinear",
+            "DequantizeLinear",
+            "Conv",
+            "ConvTranspose",
+            "Gemm",
+            "MatMul",
+            "Add",
+            "Mul",
+            "Sub",
+            "Div",
+            "PRelu",
+            "Gather",
+        ];
+        let node = self.node(position);
+        let least = match node.op_type.as_deref().unwrap_or_default() {
+            "Constant" => 0,
+            name if TWO.contains(&name) => 2,
+            _ => 1,
+        };
+        let given = node.input.iter().take_while(|name| !name.is_empty()).count();
+        if given < least || node.output.first().is_none_or(String::is_empty) {
+            let what = format!("{given} inputs and {} outputs", node.output.len());
+            return Err(self.unsupported(position, &what, "correct the model"));
         }
         Ok(())
     }
@@ -243,6 +281,11 @@ impl<'m, 'i> Lowering<'m, 'i> {
         let Some(dims) = known.known_dims() else {
             return Err(LowerError::UnknownShape { node, name: name.to_owned(), shape: known.to_string() });
         };
+        let elements = dims.iter().try_fold(1usize, |product, &length| product.checked_mul(length));
+        if elements.is_none_or(|elements| elements > MOST_ELEMENTS) {
+            let what = format!("'{name}' has the shape {dims:?}");
+            return Err(self.unsupported(position, &what, "use smaller pictures"));
+        }
         match dims.split_first() {
             Some((&batch, picture)) if batch == self.batch => Ok(picture.to_vec()),
             _ => Err(LowerError::MixesPictures {
@@ -283,8 +326,11 @@ fn op_type(node: &NodeProto) -> String {
     }
 }
 
+/// No tensor of a batch may have more elements: a file's shapes alone must not ask for memory without bounds.
+const MOST_ELEMENTS: usize = 1 << 28;
+
 /// What follows the last integer tensor, and that tensor.
 type Ending = (TensorId, Head);
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

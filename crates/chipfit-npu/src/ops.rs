@@ -164,13 +164,7 @@ fn pairs(a: &Tensor, b: &Tensor, to: &Tensor, inputs: &[&[u8]], apply: impl Fn(u
     (0..to.elements()).map(|output| apply(inputs[0][a.index(output)], inputs[1][b.index(output)])).collect()
 }
 
-fn concat(
-    program: &Program,
-    step: &Step,
-    axis: usize,
-    tables: &[Option<Box<[u8; 256]>>],
-    inputs: &[&[u8]],
-) -> Vec<u8> {
+fn concat(program: &Program, step: &Step, axis: usize, tables: &[Option<Box<[u8; 256]>>], inputs: &[&[u8]]) -> Vec<u8> {
     let to = program.tensor(step.output);
     let mut out = vec![0; to.elements()];
     let mut start = 0;

@@ -27,8 +27,8 @@ use crate::processor::{Batch, Processor, ProcessorError, Request};
 use crate::program::{Op, Program, Step, StepId, TensorId};
 use crate::protection::Protection;
 use crate::simulator::Simulator;
-use crate::simulator::execute::{LinearOutputs, MatMulOutputs, Plan};
 use crate::simulator::buffers::Buffers;
+use crate::simulator::execute::{LinearOutputs, MatMulOutputs, Plan};
 use crate::simulator::kernel::{StepKernel, run_plain};
 use crate::simulator::operands::Operands;
 use crate::simulator::patch::{Unit, patch_products, patch_stored};
@@ -102,7 +102,14 @@ struct Running {
 
 impl Running {
     /// Notes what a step has left.
-    fn settle(&mut self, golden: &Golden, id: StepId, scratch: &TrialScratch, is_reached: bool, word: Option<StruckWord>) {
+    fn settle(
+        &mut self,
+        golden: &Golden,
+        id: StepId,
+        scratch: &TrialScratch,
+        is_reached: bool,
+        word: Option<StruckWord>,
+    ) {
         let output = golden.shared.program().steps()[id.0].output;
         let count = scratch.changes[output.0].count;
         let outcome = &mut self.outcome;
@@ -131,7 +138,9 @@ impl Propagator {
             .iter()
             .zip(&plan.kernels)
             .map(|(step, kernel)| match (&step.op, kernel) {
-                (Op::Linear(linear), StepKernel::Linear(kernel)) if linear.geometry.groups == 1 && kernel.is_symmetric() => {
+                (Op::Linear(linear), StepKernel::Linear(kernel))
+                    if linear.geometry.groups == 1 && kernel.is_symmetric() =>
+                {
                     let (channels, products) = (linear.geometry.out_channels, linear.products());
                     let mut rows = vec![0; channels * products];
                     for (channel, row) in linear.weights.chunks_exact(products).enumerate() {
@@ -259,7 +268,11 @@ impl Golden {
     ///
     /// # Errors
     /// [`ProcessorError::Engine`] for a step that the program does not have, or when a step kept in float fails.
-    pub fn trial(&self, strikes: &[(StepId, Strike)], scratch: &mut TrialScratch) -> Result<TrialOutcome, ProcessorError> {
+    pub fn trial(
+        &self,
+        strikes: &[(StepId, Strike)],
+        scratch: &mut TrialScratch,
+    ) -> Result<TrialOutcome, ProcessorError> {
         let mut running = self.begin(strikes, scratch)?;
         for position in running.first..self.shared.program().steps().len() {
             self.advance(StepId(position), &mut running, scratch, false)?;
@@ -272,7 +285,11 @@ impl Golden {
     ///
     /// # Errors
     /// As [`Golden::trial`].
-    pub fn trials(&self, trials: &[Vec<(StepId, Strike)>], batch: &mut TrialBatch) -> Result<Vec<TrialOutcome>, ProcessorError> {
+    pub fn trials(
+        &self,
+        trials: &[Vec<(StepId, Strike)>],
+        batch: &mut TrialBatch,
+    ) -> Result<Vec<TrialOutcome>, ProcessorError> {
         let mut outcomes: Vec<TrialOutcome> = Vec::with_capacity(trials.len());
         // Those that outlive their first step wait until every lane has one.
         let mut alive: Vec<(usize, Running)> = Vec::new();
@@ -508,12 +525,11 @@ impl Golden {
             };
             return shared.propagate(&from, to, &mut scratch.linear, &mut scratch.kernel).map_err(engine);
         }
-        let is_elementwise = matches!(
-            kernel,
-            StepKernel::Add { .. } | StepKernel::Pairs(_) | StepKernel::Table(_) | StepKernel::Copy
-        );
+        let is_elementwise =
+            matches!(kernel, StepKernel::Add { .. } | StepKernel::Pairs(_) | StepKernel::Table(_) | StepKernel::Copy);
         let span = |scratch: &TrialScratch| {
-            let of_inputs = step.inputs.iter().map(|input| scratch.changes[input.0].rows.clone()).filter(|rows| !rows.is_empty());
+            let of_inputs =
+                step.inputs.iter().map(|input| scratch.changes[input.0].rows.clone()).filter(|rows| !rows.is_empty());
             of_inputs.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
         };
         if is_elementwise && untouched.is_none() && buffers.activations.is_empty() {
@@ -537,14 +553,17 @@ impl Golden {
             }
             if let Some(rows) = span(scratch).filter(|_| same_rows(program, step)) {
                 let range = rows.start * row_bytes..(rows.end * row_bytes).min(bytes.len());
-                let inputs: Vec<&[u8]> = step.inputs.iter().map(|input| &scratch.tensors[input.0][range.clone()]).collect();
+                let inputs: Vec<&[u8]> =
+                    step.inputs.iter().map(|input| &scratch.tensors[input.0][range.clone()]).collect();
                 let out = &mut bytes[range];
                 run_elementwise(&self.shared.plan, program, step, kernel, &inputs, out)?;
                 changes.compare(bytes, golden, rows, row_bytes);
                 return Ok(());
             }
         }
-        if let (StepKernel::MaxPool(pool), true, Some(rows_in)) = (kernel, buffers.activations.is_empty(), span(scratch)) {
+        if let (StepKernel::MaxPool(pool), true, Some(rows_in)) =
+            (kernel, buffers.activations.is_empty(), span(scratch))
+        {
             let out_rows = reading_rows(rows_in, rows, pool.kernel[0], pool.stride[0], pool.dilation[0], pool.pads[0]);
             let range = out_rows.start * row_bytes..out_rows.end * row_bytes;
             let input = &scratch.tensors[step.inputs[0].0];
@@ -586,10 +605,12 @@ impl Golden {
         let program = self.shared.program();
         let protection = &self.shared.protection;
         let plan = &self.shared.plan;
-        let unit = Unit { tensor: program.tensor(step.output), flags: protection.channels(id), vote: protection.vote() };
+        let unit =
+            Unit { tensor: program.tensor(step.output), flags: protection.channels(id), vote: protection.vote() };
         let replicas = [strikes, &[], &[]];
         let words = story::words(program, step, &plan.machine);
-        touched.extend(strikes.iter().filter_map(|strike| story::output_of(strike, words)).filter(|&at| at < bytes.len()));
+        touched
+            .extend(strikes.iter().filter_map(|strike| story::output_of(strike, words)).filter(|&at| at < bytes.len()));
         touched.extend(buffers.overrides.iter().map(|&(output, _)| output as usize));
         match (&step.op, &plan.kernels[id.0], words) {
             (Op::Linear(linear), StepKernel::Linear(kernel), Some(words)) => {
@@ -659,7 +680,14 @@ fn run_elementwise(
 }
 
 /// Output rows of a window that read input rows `rows`.
-fn reading_rows(rows: Range<usize>, limit: usize, kernel: usize, stride: usize, dilation: usize, pad: usize) -> Range<usize> {
+fn reading_rows(
+    rows: Range<usize>,
+    limit: usize,
+    kernel: usize,
+    stride: usize,
+    dilation: usize,
+    pad: usize,
+) -> Range<usize> {
     let reach = (kernel - 1) * dilation;
     let first = (rows.start + pad).saturating_sub(reach).div_ceil(stride).min(limit);
     let end = ((rows.end + pad).saturating_sub(1) / stride + 1).min(limit);
@@ -667,7 +695,13 @@ fn reading_rows(rows: Range<usize>, limit: usize, kernel: usize, stride: usize, 
 }
 
 /// Adds outputs that strikes touched to the changes.
-fn merge(changes: &mut Changes, mut touched: Vec<usize>, bytes: &[u8], golden: &[u8], (rows, row_bytes): (usize, usize)) {
+fn merge(
+    changes: &mut Changes,
+    mut touched: Vec<usize>,
+    bytes: &[u8],
+    golden: &[u8],
+    (rows, row_bytes): (usize, usize),
+) {
     if changes.is_long {
         touched.sort_unstable();
         let (first, last) = (touched[0] / row_bytes.max(1), touched[touched.len() - 1] / row_bytes.max(1));

@@ -1,12 +1,20 @@
 //! Triple modular redundancy: which output channels of which steps are computed three times.
 //!
 //! Contract: `docs/fault-model.md`, section Triple modular redundancy. Replica 0 of a protected unit takes the
-//! same draws as the unprotected unit.
+//! same draws as the unprotected unit. What a plan file says stands in [`plan`].
+
+pub mod plan;
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Serialize};
 
 use crate::program::{Program, StepId};
+pub use plan::{PlanError, PlanFile};
 
 /// What the voter compares.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Vote {
     /// Bitwise majority of the three stored output words.
     #[default]
@@ -25,6 +33,23 @@ pub struct Protection {
     channels: Vec<Vec<bool>>,
 }
 
+impl Vote {
+    /// The name used in files and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Output => "output",
+            Self::Accumulator => "accumulator",
+            Self::Operation => "operation",
+        }
+    }
+}
+
+/// Probability that a bit is wrong after the vote when it is wrong in each of three replicas with probability `p`,
+/// independently: `3 p^2 - 2 p^3`.
+pub fn residual(p: f64) -> f64 {
+    p * p * (3.0 - 2.0 * p)
+}
+
 impl Protection {
     /// Nothing protected.
     pub fn none() -> Self {
@@ -35,6 +60,11 @@ impl Protection {
     pub fn full(program: &Program, vote: Vote) -> Self {
         let channels = program.steps().iter().map(|step| vec![true; program.tensor(step.output).channels()]).collect();
         Self { vote, channels }
+    }
+
+    /// Nothing protected yet, with a vote for what will be.
+    pub fn with_vote(vote: Vote) -> Self {
+        Self { vote, channels: Vec::new() }
     }
 
     /// What the voter compares.

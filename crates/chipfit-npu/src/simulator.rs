@@ -13,9 +13,9 @@ pub(crate) mod operands;
 pub(crate) mod patch;
 mod plan;
 pub(crate) mod struck;
-mod update;
 #[cfg(test)]
 mod tests;
+pub(crate) mod update;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -86,7 +86,8 @@ impl Simulator {
             .steps()
             .iter()
             .map(|step| {
-                StepKernel::new(isa, &program, step).map_err(|error| failure(format_args!("step '{}': {error}", step.name)))
+                StepKernel::new(isa, &program, step)
+                    .map_err(|error| failure(format_args!("step '{}': {error}", step.name)))
             })
             .collect();
         let layout = Layout::new(&program, options.chunk);

@@ -22,6 +22,17 @@ pub(crate) struct ProofFailed {
     pub(crate) document: Option<String>,
 }
 
+/// Something is wrong that standard output has told already: no second document is printed.
+#[derive(Debug)]
+pub(crate) struct Told(pub(crate) String);
+
+impl std::fmt::Display for Told {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+impl std::error::Error for Told {}
+
 impl std::fmt::Display for Usage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
@@ -50,7 +61,7 @@ pub(crate) fn report(error: &Error, wants_json: bool) -> ExitCode {
         None => 1,
     };
     terminal::note(&format!("error: {line}"));
-    if wants_json {
+    if wants_json && error.downcast_ref::<Told>().is_none() {
         let document = proof
             .and_then(|p| p.document.clone())
             .unwrap_or_else(|| format!("{:#}\n", serde_json::json!({ "error": line, "status": status })));

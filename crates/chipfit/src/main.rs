@@ -8,14 +8,21 @@
 #![forbid(unsafe_code)]
 
 mod bounds;
+mod check;
 mod compare;
+mod data_options;
+mod evaluate;
 mod extract;
 mod failure;
+mod inject;
 mod inspect;
 mod options;
 mod picture;
+mod processor_options;
 mod proof;
+mod quantize;
 mod report;
+mod report_page;
 mod rewrite;
 #[cfg(feature = "sabotage")]
 mod sabotage;
@@ -40,17 +47,27 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Check(check::Arguments),
     Inspect(inspect::Arguments),
+    Inject(Box<inject::Arguments>),
     Rewrite(Box<rewrite::Arguments>),
     Compare(compare::Arguments),
+    Evaluate(Box<evaluate::Arguments>),
+    Quantize(Box<quantize::Arguments>),
+    Report(report_page::Arguments),
     Zoo(zoo::Arguments),
 }
 
 fn main() -> ExitCode {
     let (wants_json, result) = match Arguments::parse().command {
+        Command::Check(a) => (a.json, check::run(&a)),
         Command::Inspect(a) => (a.json, inspect::run(&a)),
+        Command::Inject(a) => (a.json, inject::run(&a)),
         Command::Rewrite(a) => (a.json, rewrite::run(&a)),
         Command::Compare(a) => (a.json, compare::run(&a)),
+        Command::Evaluate(a) => (a.json, evaluate::run(&a)),
+        Command::Quantize(a) => (a.json, quantize::run(&a)),
+        Command::Report(a) => (a.json, report_page::run(&a)),
         Command::Zoo(a) => (false, zoo::run(&a)),
     };
     match result {

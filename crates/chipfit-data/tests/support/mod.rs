@@ -9,7 +9,9 @@ use image::{ImageFormat, Rgb, RgbImage};
 
 /// A folder or file that an environment variable names, or nothing, said loudly.
 pub(crate) fn surroundings(variable: &str, inside: &str, what: &str) -> Option<PathBuf> {
-    let found = std::env::var_os(variable).map(|root| PathBuf::from(root).join(inside)).filter(|path| path.exists());
+    let root = std::env::var_os(variable).map(PathBuf::from);
+    // Joining nothing would add a slash.
+    let found = root.map(|root| if inside.is_empty() { root } else { root.join(inside) }).filter(|path| path.exists());
     if found.is_none() {
         eprintln!("SKIPPED: {what} (needs {variable}, with {inside:?} in it)");
     }

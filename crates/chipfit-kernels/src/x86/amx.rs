@@ -3,22 +3,26 @@
 //! Tiles: 0..=3 accumulate, 4 and 5 hold pixels (one row each, at a constant pitch), 6 and 7 hold weights (the packed
 //! layout of `plan` is already that of a weight tile: rows of four operands by 16 channels).
 //! Pixels come straight from the padded source where an output row is wide enough to fill tiles and runs fill 64 bytes
-//! well; else the operands of every pixel are first gathered into one row of a panel.
-//! A tile has as few rows as split a row of output evenly: `tdpbusd` takes a cycle per row.
+//! well; else from an expanded source (`expand`), in which a tile runs on over the ends of rows; else, for maps of a few
+//! pixels, the operands of every pixel are gathered into one row of a panel, pictures one after another.
+//! A tile has as few rows as split its pixels evenly: `tdpbusd` takes a cycle per row.
 //!
 //! Inline assembly, because Rust's intrinsics are not stable. The tile configuration is set at the start of a call and
 //! released at its end, since it belongs to the thread.
 
 use std::arch::asm;
+use std::ops::Range;
 
 use crate::buffer::Buffer;
 use crate::drive::{Call, Chunk};
-use crate::finish::Tile;
+use crate::finish::{Target, Tile};
 use crate::geometry::ConvGeometry;
 use crate::isa::Isa;
-use crate::plan::{Plan, SLACK, Shape};
+use crate::plan::{Plan, Rows, SLACK, STEP, Shape};
+use crate::requantize::Requantize;
 use crate::scratch::Scratch;
-use crate::x86::avx512;
+use crate::x86::avx512::{self, Scale32};
+use crate::x86::expand::Expansion;
 
 /// Ranges of channels start at multiples of two weight tiles.
 pub(crate) const CHANNEL_STEP: usize = 32;
@@ -28,8 +32,8 @@ const CHUNK_BYTES: usize = 768 << 10;
 
 /// Channels of one weight tile, most pixels of one pixel tile.
 const LANES: usize = 16;
-/// Bytes of one operand step of a pixel, and of a row of weights.
-const STEP: usize = 64;
+/// Sums of four tiles.
+const SUMS: usize = 4 * LANES * LANES;
 /// Bytes of a weight tile.
 const WEIGHT_TILE: usize = 1024;
 
@@ -37,30 +41,53 @@ const WEIGHT_TILE: usize = 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct TilePlan {
     pub(crate) plan: Plan,
-    /// Byte offset of every operand step from a pixel's first operand.
-    steps: Vec<usize>,
-    /// Bytes between two pixels of the panel; 0 where the source is read directly.
-    panel_pitch: usize,
-    /// Whether the pixels of all rows and pictures lie at one pitch.
-    flat: bool,
+    mode: Mode,
 }
+
+/// Where the rows of pixel tiles come from.
+#[derive(Clone, Debug)]
+enum Mode {
+    /// From the source, one output row after another.
+    Rows,
+    /// From the source, in which the pixels of all rows and pictures lie at one pitch.
+    Flat,
+    /// From the expanded source, one picture after another.
+    Expanded(Expansion),
+    /// From a panel of gathered pixels at this pitch.
+    Gathered(usize),
+}
+
+/// Output columns from which on tiles do not cross rows.
+const WIDE: usize = 12;
 
 impl TilePlan {
     /// A plan for a checked geometry of one group; AMX must be available when it is executed.
-    pub(crate) fn new(geometry: &ConvGeometry, output: [usize; 2], zero_point: u8, weights: &[i8]) -> Self {
+    pub(crate) fn new(
+        geometry: &ConvGeometry,
+        output: [usize; 2],
+        zero_point: u8,
+        weights: &[i8],
+        bias: &[i32],
+    ) -> Self {
         let shape = Shape::of(Isa::AmxInt8).unwrap_or_else(|| unreachable!("tiles have a shape"));
         let pointwise = geometry.kernel == [1; 2] && geometry.stride == [1; 2] && geometry.pads == [0; 4];
-        let flat = pointwise && geometry.in_channels.is_multiple_of(STEP);
         let run = if geometry.dilation[1] == 1 { geometry.kernel[1] } else { 1 } * geometry.in_channels;
-        let direct_steps = geometry.products() / run * run.div_ceil(STEP);
+        let row_steps = geometry.products() / run * run.div_ceil(STEP);
         let gathered_steps = geometry.products().div_ceil(STEP);
-        let direct = flat || (output[1] >= 12 && direct_steps * 4 <= gathered_steps * 5);
-        let plan = Plan::new(geometry, output, zero_point, Shape { gather: !direct, ..shape }, weights);
-        let steps: Vec<usize> =
-            plan.runs.iter().flat_map(|run| (0..run.groups * 4).step_by(STEP).map(|at| run.offset + at)).collect();
-        // An odd number of cache lines: rows of a tile then lie in different cache sets.
-        let panel_pitch = if direct { 0 } else { (steps.len() | 1) * STEP };
-        Self { plan, steps, panel_pitch, flat }
+        let (mode, rows) = if pointwise && geometry.in_channels.is_multiple_of(STEP) {
+            (Mode::Flat, Rows::Source)
+        } else if output[1] >= WIDE && row_steps * 4 <= gathered_steps * 5 {
+            (Mode::Rows, Rows::Source)
+        } else if output[0] * output[1] >= WIDE {
+            let expansion = Expansion::new(geometry);
+            let runs = expansion.runs(geometry);
+            (Mode::Expanded(expansion), Rows::Expanded(runs))
+        } else {
+            // An odd number of cache lines: rows of a tile then lie in different cache sets.
+            (Mode::Gathered((gathered_steps | 1) * STEP), Rows::Gathered)
+        };
+        let plan = Plan::new(geometry, output, zero_point, Shape { rows, ..shape }, weights, bias);
+        Self { plan, mode }
     }
 
     /// Runs a call.
@@ -68,100 +95,144 @@ impl TilePlan {
     /// # Safety
     /// The call's target holds its pixels and channels, and this call alone writes them; AMX is available.
     pub(crate) unsafe fn execute(&self, call: &Call<'_>, scratch: &mut Scratch) {
-        let chunks = self.plan.chunks(call, self.panel_pitch, CHUNK_BYTES);
-        let mut rows = 0;
-        for chunk in chunks {
+        let pixel_bytes = match &self.mode {
+            Mode::Rows | Mode::Flat => 0,
+            Mode::Expanded(expansion) => expansion.pixel_bytes(),
+            Mode::Gathered(pitch) => *pitch,
+        };
+        let mut configured = 0;
+        for chunk in self.plan.chunks(call, pixel_bytes, CHUNK_BYTES) {
             let source = self.plan.prepare(call, &chunk, scratch);
-            let (needed, n_pixels) = self.place(&chunk, call, scratch);
-            let pixels = if self.panel_pitch > 0 {
-                self.plan.list_pixels(scratch);
-                // SAFETY: the source was made for this chunk, its pixels listed.
-                unsafe { self.gather(source, scratch, scratch_rows(scratch.places.len(), needed)) }
-            } else {
-                source
-            };
-            if needed != rows {
-                rows = needed;
+            let end = chunk.pixel + scratch.lines.len() * self.plan.output[1];
+            // SAFETY: the source was made for this chunk; AVX-512 is available where AMX is.
+            let (pixels, pitch, rows) = unsafe { self.place(source, &chunk, call, scratch) };
+            if rows != configured {
+                configured = rows;
                 // SAFETY: AMX is available; rows is 1..=16.
                 unsafe { configure(rows) };
             }
-            // SAFETY: the caller's promises; places are made for this chunk and these rows, which are configured.
-            unsafe { self.chunk(call, chunk.pixel + n_pixels, rows, pixels, scratch) };
+            let Scratch { tile, places, steps, .. } = &mut *scratch;
+            tile.grow(2 * SUMS * size_of::<i32>());
+            let sums = tile.as_mut_ptr().cast();
+            let job = Job { plan: &self.plan, call, steps, end, rows, pixels, pitch, sums };
+            // SAFETY: the caller's promises; places and steps were made for this chunk and these rows.
+            unsafe { job.execute(places) };
         }
         // SAFETY: AMX is available; no tile is in use any more.
         unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
     }
 
-    /// Lists the chunk's tiles in `scratch.places`; how many rows each has, and how many pixels the chunk.
-    fn place(&self, chunk: &Chunk, call: &Call<'_>, scratch: &mut Scratch) -> (usize, usize) {
-        let Scratch { lines, places, .. } = scratch;
-        places.clear();
-        let n_pixels = lines.len() * self.plan.output[1];
-        let whole = chunk.pictures.len() == 1 || call.rows.len() == self.plan.output[0];
-        if self.panel_pitch > 0 {
-            let rows = n_pixels.div_ceil(n_pixels.div_ceil(LANES));
-            places.extend((0..n_pixels).step_by(rows).map(|pixel| (pixel * self.panel_pitch, chunk.pixel + pixel)));
-            return (rows, n_pixels);
-        }
-        let (n_lines, width) = if self.flat && whole { (1, n_pixels) } else { (lines.len(), self.plan.output[1]) };
-        let rows = width.div_ceil(width.div_ceil(LANES));
-        for (index, line) in lines[..n_lines].iter().enumerate() {
-            for column in (0..width).step_by(rows) {
-                // The last tile of a row overlaps its neighbour: what both compute is equal.
-                let column = column.min(width - rows);
-                places.push((line + column * self.plan.pixel_pitch, chunk.pixel + index * width + column));
-            }
-        }
-        (rows, n_pixels)
-    }
-
-    /// Copies the operands of every pixel into its row of the panel, which gets `n_rows`.
+    /// Lists the chunk's tiles in `scratch.places` and their steps in `scratch.steps`; gives where the places start, the
+    /// pitch of pixels, and the rows of a tile.
     ///
     /// # Safety
-    /// `source` and `scratch.pixels` were made for one chunk.
-    unsafe fn gather(&self, source: *const u8, scratch: &mut Scratch, n_rows: usize) -> *const u8 {
-        let Scratch { pixels, panel, .. } = scratch;
-        panel.grow(n_rows * self.panel_pitch + SLACK);
-        let start = panel.as_mut_ptr();
-        for (index, &offset) in pixels.iter().enumerate() {
-            // SAFETY: the row lies in the panel, the pixel in the source; whole lines may reach past a run's end by at
-            // most 63 bytes, for which both have SLACK (in place, runs are whole lines). What is written past the end
-            // of a row is overwritten by the next, or never multiplied by a weight other than zero.
-            unsafe {
-                let mut to = start.add(index * self.panel_pitch);
-                for &(run, bytes) in &self.plan.gathered {
-                    avx512::copy_lines(source.add(offset + run), to, bytes);
-                    to = to.add(bytes);
+    /// `source` and `scratch.lines` were made for this chunk; AVX-512 is available.
+    unsafe fn place(
+        &self,
+        source: *const u8,
+        chunk: &Chunk,
+        call: &Call<'_>,
+        scratch: &mut Scratch,
+    ) -> (*const u8, usize, usize) {
+        let plan = &self.plan;
+        let Scratch { panel, lines, places, steps, .. } = &mut *scratch;
+        places.clear();
+        let columns = plan.output[1];
+        let n_pixels = lines.len() * columns;
+        match &self.mode {
+            Mode::Rows | Mode::Flat => {
+                steps.clear();
+                steps.extend(
+                    plan.runs.iter().flat_map(|run| (0..run.groups * 4).step_by(STEP).map(|at| run.offset + at)),
+                );
+                let whole = chunk.pictures.len() == 1 || call.rows.len() == plan.output[0];
+                let joined = matches!(self.mode, Mode::Flat) && whole;
+                let (n_lines, width) = if joined { (1, n_pixels) } else { (lines.len(), columns) };
+                for (index, line) in lines[..n_lines].iter().enumerate() {
+                    tiles(width, plan.pixel_pitch, (*line, chunk.pixel + index * width), places);
                 }
+                (source, plan.pixel_pitch, tile_rows(width))
+            }
+            Mode::Expanded(expansion) => {
+                let n_rows = chunk.rows.len();
+                let bytes = expansion.bytes(n_rows, columns);
+                expansion.steps(n_rows, columns, steps);
+                panel.grow(chunk.pictures.len() * bytes + SLACK);
+                let start = panel.as_mut_ptr();
+                for picture in 0..chunk.pictures.len() {
+                    // SAFETY: a picture's first line is where what its rows read starts; the panel has room for every
+                    // picture and slack; a padded copy has slack, and in place runs are whole lines.
+                    unsafe {
+                        let from = source.add(lines[picture * n_rows]);
+                        expansion.write(plan, n_rows, from, start.add(picture * bytes));
+                    }
+                    let pixels = n_rows * columns;
+                    tiles(pixels, expansion.pitch, (picture * bytes, chunk.pixel + picture * pixels), places);
+                }
+                (start, expansion.pitch, tile_rows(n_rows * columns))
+            }
+            Mode::Gathered(pitch) => {
+                steps.clear();
+                steps.extend((0..plan.runs[0].groups * 4).step_by(STEP));
+                let rows = tile_rows(n_pixels);
+                places.extend((0..n_pixels).step_by(rows).map(|pixel| (pixel * pitch, chunk.pixel + pixel)));
+                panel.grow(places.len() * rows * pitch + SLACK);
+                let start = panel.as_mut_ptr();
+                plan.list_pixels(scratch);
+                // SAFETY: the rows lie in the panel, the pixels in the source; whole lines may reach past a run's end by
+                // at most 63 bytes, for which both have SLACK (in place, runs are whole lines). What is written past the
+                // end of a row is overwritten by the next, or never multiplied by a weight other than zero.
+                unsafe { avx512::gather(source, &scratch.pixels, &plan.gathered, start, *pitch) };
+                (start, *pitch, rows)
             }
         }
-        start
     }
+}
 
+/// Rows of a tile when `pixels` are split evenly.
+fn tile_rows(pixels: usize) -> usize {
+    pixels.div_ceil(pixels.div_ceil(LANES))
+}
+
+/// Adds tiles for `pixels` at one pitch; `first` is the byte offset and the output pixel of the first. The last tile
+/// overlaps its neighbour: what both compute is equal.
+fn tiles(pixels: usize, pitch: usize, first: (usize, usize), places: &mut Vec<(usize, usize)>) {
+    let rows = tile_rows(pixels);
+    places.extend((0..pixels).step_by(rows).map(|pixel| {
+        let pixel = pixel.min(pixels - rows);
+        (first.0 + pixel * pitch, first.1 + pixel)
+    }));
+}
+
+/// What the loops over operands share.
+struct Job<'a> {
+    plan: &'a Plan,
+    call: &'a Call<'a>,
+    /// Byte offset of every step from a pixel's first operand.
+    steps: &'a [usize],
+    /// Past the last output pixel of the chunk.
+    end: usize,
+    /// Pixels of a tile.
+    rows: usize,
+    /// Where places count from.
+    pixels: *const u8,
+    /// Bytes between two pixels of a tile.
+    pitch: usize,
+    /// Sums of twice four tiles.
+    sums: *mut i32,
+}
+
+impl Job<'_> {
+    /// Runs all tiles against the call's channels.
+    ///
     /// # Safety
-    /// As [`TilePlan::execute`]; `scratch.places` lists tiles of `rows` pixels from `pixels`, and `rows` is configured.
-    /// Pixels of the output end at `end`.
-    unsafe fn chunk(&self, call: &Call<'_>, end: usize, rows: usize, pixels: *const u8, scratch: &mut Scratch) {
-        let Scratch { tile, places, .. } = scratch;
-        tile.grow(4 * LANES * LANES * size_of::<i32>());
-        let job = Job {
-            plan: self,
-            call,
-            end,
-            rows,
-            pixels,
-            pitch: if self.panel_pitch > 0 { self.panel_pitch } else { self.plan.pixel_pitch },
-            sums: tile.as_mut_ptr().cast(),
-        };
+    /// The call's target is its own; places and steps are valid, `rows` is configured, AMX is available.
+    unsafe fn execute(&self, places: &[(usize, usize)]) {
         let (pairs, single) = places.as_chunks::<2>();
-        let channels = call.channels.clone();
+        let channels = self.call.channels.clone();
         if !pairs.is_empty() {
-            for channel in channels.clone().step_by(2 * LANES) {
-                for &pair in pairs {
-                    // SAFETY: the caller's promises.
-                    unsafe { job.two_by_two(pair, channel) };
-                }
-            }
+            // SAFETY: the caller's promises.
+            unsafe { self.pairs(pairs) };
         }
         if let [place] = *single {
             let mut channel = channels.start;
@@ -169,61 +240,143 @@ impl TilePlan {
                 // SAFETY: the caller's promises.
                 unsafe {
                     if channels.end - channel > 2 * LANES {
-                        job.one_by_four(place, channel);
+                        self.one_by_four(place, channel);
                         channel += 4 * LANES;
                     } else {
-                        job.one_by_two(place, channel);
+                        self.one_by_two(place, channel);
                         channel += 2 * LANES;
                     }
                 }
             }
         }
     }
-}
 
-/// Rows of a panel of `tiles` tiles.
-fn scratch_rows(tiles: usize, rows: usize) -> usize {
-    tiles * rows
-}
-
-/// What the loops over operands share.
-struct Job<'a> {
-    plan: &'a TilePlan,
-    call: &'a Call<'a>,
-    /// Past the last output pixel of the chunk.
-    end: usize,
-    /// Pixels of a tile.
-    rows: usize,
-    pixels: *const u8,
-    /// Bytes between two pixels of a tile.
-    pitch: usize,
-    /// Sums of four tiles.
-    sums: *mut i32,
-}
-
-impl Job<'_> {
     /// The packed weights of the block that starts at `channel`.
     fn weights(&self, channel: usize) -> *const u8 {
-        let plan = &self.plan.plan;
+        let plan = self.plan;
         let block = channel / LANES;
         debug_assert!(block < plan.blocks, "blocks are filled up to pairs");
         // SAFETY: the block is one of the plan's.
         unsafe { plan.weights.as_ptr().add(block * plan.block_bytes) }
     }
 
-    /// Two pixel tiles by two weight tiles.
+    /// The biases of the block that starts at `channel`.
+    fn bias(&self, channel: usize) -> *const i32 {
+        self.plan.bias[channel..].as_ptr()
+    }
+
+    /// Pairs of pixel tiles by pairs of weight tiles.
     ///
     /// # Safety
-    /// As [`TilePlan::chunk`].
-    unsafe fn two_by_two(&self, [first, second]: [(usize, usize); 2], channel: usize) {
-        let bytes = self.plan.plan.block_bytes;
-        // SAFETY: places and blocks lie in the source or panel and in the weights, every step of them too; the sums
-        // hold 32 rows of 32.
+    /// As [`Job::execute`].
+    unsafe fn pairs(&self, pairs: &[[(usize, usize); 2]]) {
+        let Range { start, end } = self.call.channels;
+        let whole = match self.call.finish.target {
+            Target::Float(bytes, float) => {
+                let whole = start + (end - start) / (2 * LANES) * (2 * LANES);
+                // SAFETY: the caller's promises.
+                unsafe { self.requantized_pairs(pairs, start..whole, bytes, float) };
+                whole
+            }
+            _ => start,
+        };
+        for channel in (whole..end).step_by(2 * LANES) {
+            for pair in pairs {
+                // SAFETY: the caller's promises.
+                unsafe {
+                    self.multiply_pair(*pair, channel, self.sums, 0, &mut None);
+                    self.finish_pair(*pair, channel, self.sums);
+                }
+            }
+        }
+    }
+
+    /// [`Job::pairs`] of `channels`, which are whole pairs of weight tiles. While the tiles of one block multiply, the
+    /// vector units requantize the block before: its sums wait in the other half of the scratch.
+    ///
+    /// # Safety
+    /// As [`Job::execute`]; `bytes` is the call's target.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn requantized_pairs(
+        &self,
+        pairs: &[[(usize, usize); 2]],
+        channels: Range<usize>,
+        bytes: *mut u8,
+        float: &Requantize,
+    ) {
+        let per_step = self.rows.div_ceil(self.steps.len());
+        let pitch = self.call.finish.pitch;
+        let mut half = 0;
+        let mut waiting: Option<Waiting> = None;
+        for channel in channels.step_by(2 * LANES) {
+            let scale = Scale32::new(float, channel);
+            for pair in pairs {
+                // SAFETY: the scratch has two halves; what waits is in the other one. The tiles' pixels, and those of
+                // what waits, are of this call.
+                unsafe {
+                    let sums = self.sums.add(half * SUMS);
+                    half ^= 1;
+                    self.multiply_pair(*pair, channel, sums, per_step, &mut waiting);
+                    let [first, second] = pair.map(|(_, pixel)| pixel);
+                    if second == first + self.rows && second + self.rows <= self.end {
+                        let to = bytes.add(first * pitch + channel);
+                        waiting = Some(Waiting { scale, sums, to, pitch, left: self.rows });
+                    } else {
+                        waiting = None;
+                        self.finish_pair(*pair, channel, sums);
+                    }
+                }
+            }
+        }
+        if let Some(mut waiting) = waiting {
+            // SAFETY: as above.
+            unsafe { waiting.advance(self.rows) };
+        }
+    }
+
+    /// Finishes the sums of two pixel tiles by two weight tiles.
+    ///
+    /// # Safety
+    /// As [`Job::execute`]; the sums are those of [`Job::multiply_pair`].
+    unsafe fn finish_pair(&self, [first, second]: [(usize, usize); 2], channel: usize, sums: *const i32) {
+        // SAFETY: the caller's promises; the second tile's sums follow the first's.
+        unsafe {
+            self.finish(first.1, channel, 2 * LANES, sums);
+            self.finish(second.1, channel, 2 * LANES, sums.add(self.rows * 2 * LANES));
+        }
+    }
+
+    /// Sums of two pixel tiles by two weight tiles, `rows` rows of 32 each; meanwhile finishes what waits, `per_step`
+    /// pairs of pixels at every step.
+    ///
+    /// # Safety
+    /// As [`Job::execute`]; `sums` is half of the scratch, what waits lies in the other; nothing waits, or AVX-512 is
+    /// available.
+    #[inline(always)]
+    unsafe fn multiply_pair(
+        &self,
+        [first, second]: [(usize, usize); 2],
+        channel: usize,
+        sums: *mut i32,
+        per_step: usize,
+        waiting: &mut Option<Waiting>,
+    ) {
+        let bytes = self.plan.block_bytes;
+        // SAFETY: places and blocks lie in the source or panel and in the weights, every step of them too; blocks have
+        // 16 biases, which a pitch of zero spreads over all rows; the sums hold 32 rows of 32.
         unsafe {
             let (left, right) = (self.pixels.add(first.0), self.pixels.add(second.0));
             let mut weights = self.weights(channel);
-            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nomem, nostack));
-            for &step in &self.plan.steps {
+            asm!(
+                "tileloadd tmm0, [{bias} + {pitch}]",
+                "tileloadd tmm1, [{bias} + {pitch} + 64]",
+                "tileloadd tmm2, [{bias} + {pitch}]",
+                "tileloadd tmm3, [{bias} + {pitch} + 64]",
+                bias = in(reg) self.bias(channel),
+                pitch = in(reg) 0_usize,
+                options(readonly, nostack, preserves_flags),
+            );
+            for &step in self.steps {
                 asm!(
                     "tileloadd tmm4, [{left} + {pitch}]",
                     "tileloadd tmm6, [{weights} + {line}]",
@@ -242,34 +395,48 @@ impl Job<'_> {
                     options(readonly, nostack, preserves_flags),
                 );
                 weights = weights.add(WEIGHT_TILE);
+                if let Some(waiting) = waiting {
+                    waiting.advance(per_step);
+                }
             }
             asm!(
                 "tilestored [{sums} + {pitch}], tmm0",
                 "tilestored [{sums} + {pitch} + 64], tmm1",
                 "tilestored [{below} + {pitch}], tmm2",
                 "tilestored [{below} + {pitch} + 64], tmm3",
-                sums = in(reg) self.sums,
-                below = in(reg) self.sums.add(self.rows * 2 * LANES),
+                sums = in(reg) sums,
+                below = in(reg) sums.add(self.rows * 2 * LANES),
                 pitch = in(reg) 2 * LANES * size_of::<i32>(),
                 options(nostack, preserves_flags),
             );
-            self.finish(first.1, channel, 2 * LANES, self.sums);
-            self.finish(second.1, channel, 2 * LANES, self.sums.add(self.rows * 2 * LANES));
         }
+    }
+
+    /// How many pixels of a tile exist.
+    fn valid(&self, pixel: usize) -> usize {
+        self.rows.min(self.end - pixel)
     }
 
     /// One pixel tile by four weight tiles.
     ///
     /// # Safety
-    /// As [`TilePlan::chunk`]; more than two weight tiles are left.
+    /// As [`Job::execute`]; more than two weight tiles are left.
     unsafe fn one_by_four(&self, place: (usize, usize), channel: usize) {
-        let bytes = self.plan.plan.block_bytes;
-        // SAFETY: as in `two_by_two`; blocks are filled up to pairs, so that four are there.
+        let bytes = self.plan.block_bytes;
+        // SAFETY: as in `multiply_pair`; blocks are filled up to pairs, so that four are there.
         unsafe {
             let left = self.pixels.add(place.0);
             let mut weights = self.weights(channel);
-            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nomem, nostack));
-            for &step in &self.plan.steps {
+            asm!(
+                "tileloadd tmm0, [{bias} + {pitch}]",
+                "tileloadd tmm1, [{bias} + {pitch} + 64]",
+                "tileloadd tmm2, [{bias} + {pitch} + 128]",
+                "tileloadd tmm3, [{bias} + {pitch} + 192]",
+                bias = in(reg) self.bias(channel),
+                pitch = in(reg) 0_usize,
+                options(readonly, nostack, preserves_flags),
+            );
+            for &step in self.steps {
                 asm!(
                     "tileloadd tmm4, [{left} + {pitch}]",
                     "tileloadd tmm6, [{weights} + {line}]",
@@ -307,15 +474,21 @@ impl Job<'_> {
     /// One pixel tile by two weight tiles.
     ///
     /// # Safety
-    /// As [`TilePlan::chunk`].
+    /// As [`Job::execute`].
     unsafe fn one_by_two(&self, place: (usize, usize), channel: usize) {
-        let bytes = self.plan.plan.block_bytes;
-        // SAFETY: as in `two_by_two`.
+        let bytes = self.plan.block_bytes;
+        // SAFETY: as in `multiply_pair`.
         unsafe {
             let left = self.pixels.add(place.0);
             let mut weights = self.weights(channel);
-            asm!("tilezero tmm0", "tilezero tmm1", options(nomem, nostack));
-            for &step in &self.plan.steps {
+            asm!(
+                "tileloadd tmm0, [{bias} + {pitch}]",
+                "tileloadd tmm1, [{bias} + {pitch} + 64]",
+                bias = in(reg) self.bias(channel),
+                pitch = in(reg) 0_usize,
+                options(readonly, nostack, preserves_flags),
+            );
+            for &step in self.steps {
                 asm!(
                     "tileloadd tmm4, [{left} + {pitch}]",
                     "tileloadd tmm6, [{weights} + {line}]",
@@ -345,18 +518,51 @@ impl Job<'_> {
     /// Finishes the sums of one pixel tile by `lanes` channels.
     ///
     /// # Safety
-    /// As [`TilePlan::chunk`]; the sums are `rows` rows of `lanes`.
+    /// As [`Job::execute`]; the sums are `rows` rows of `lanes`.
     unsafe fn finish(&self, pixel: usize, channel: usize, lanes: usize, sums: *const i32) {
         let tile = Tile {
             sums,
             pitch: lanes,
             pixel,
-            pixels: self.rows.min(self.end - pixel),
+            pixels: self.valid(pixel),
             channel,
             channels: lanes.min(self.call.channels.end - channel),
         };
         // SAFETY: the caller's promises.
         unsafe { avx512::finish(&self.call.finish, tile) };
+    }
+}
+
+/// Sums of pixels side by side, by 32 channels, that wait for requantization.
+struct Waiting {
+    scale: Scale32,
+    sums: *const i32,
+    /// The first pixel's first byte.
+    to: *mut u8,
+    /// Bytes between two pixels.
+    pitch: usize,
+    /// Pairs of pixels.
+    left: usize,
+}
+
+impl Waiting {
+    /// Requantizes up to `pairs` pairs of pixels.
+    ///
+    /// # Safety
+    /// AVX-512 is available; sums and outputs are valid for the pairs that are left.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn advance(&mut self, pairs: usize) {
+        let pairs = pairs.min(self.left);
+        self.left -= pairs;
+        for _ in 0..pairs {
+            // SAFETY: the pair is one of those left.
+            unsafe {
+                self.scale.store([self.sums, self.sums.add(2 * LANES)], [self.to, self.to.add(self.pitch)]);
+                self.sums = self.sums.add(4 * LANES);
+                self.to = self.to.add(2 * self.pitch);
+            }
+        }
     }
 }
 

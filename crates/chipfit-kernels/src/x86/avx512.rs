@@ -54,7 +54,12 @@ fn kernel(pixels: usize, blocks: usize) -> BlockKernel {
 /// As [`BlockKernel`] asks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn block<const P: usize, const Q: usize>(job: &BlockJob<'_>) {
-    let mut sums = [[_mm512_setzero_si512(); Q]; P];
+    let mut bias = [_mm512_setzero_si512(); Q];
+    for (index, bias) in bias.iter_mut().enumerate() {
+        // SAFETY: a block has 16 biases.
+        *bias = unsafe { _mm512_loadu_si512(job.bias.add(index * 16).cast()) };
+    }
+    let mut sums = [bias; P];
     let mut pixels = [job.source; P];
     for (pixel, &offset) in pixels.iter_mut().zip(job.pixels) {
         // SAFETY: the offset lies in the source.
@@ -108,29 +113,91 @@ pub(crate) unsafe fn finish(finish: &Finish<'_>, tile: Tile) {
 /// As [`finish`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn finish_float(finish: &Finish<'_>, tile: Tile, start: *mut u8, float: &Requantize) {
+    let mut first = 0;
+    while first + 32 <= tile.channels {
+        let channel = tile.channel + first;
+        let scale = Scale32::new(float, channel);
+        for pixel in (0..tile.pixels).step_by(2) {
+            // The last of an odd number of pixels is done twice.
+            let rows = [pixel, (pixel + 1).min(tile.pixels - 1)];
+            // SAFETY: both rows have 32 sums of the rectangle, both pixels 32 of the target's channels.
+            unsafe {
+                scale.store(
+                    rows.map(|row| tile.sums.add(row * tile.pitch + first)),
+                    rows.map(|row| start.add((tile.pixel + row) * finish.pitch + channel)),
+                );
+            }
+        }
+        first += 32;
+    }
     let low = _mm512_set1_ps((float.low - float.zero_point) as f32);
     let high = _mm512_set1_ps((float.high - float.zero_point) as f32);
     let zero_point = _mm512_set1_epi32(float.zero_point);
-    for first in (0..tile.channels).step_by(16) {
+    for first in (first..tile.channels).step_by(16) {
         let channel = tile.channel + first;
         let mask = lanes(tile.channels - first);
-        let bias = load(mask, &finish.bias[channel..]);
-        let multiplier = {
-            let from = &float.multipliers[channel..];
-            assert!(from.len() >= mask.count_ones() as usize, "a multiplier per channel");
-            // SAFETY: the slice holds every lane of the mask.
-            unsafe { _mm512_maskz_loadu_ps(mask, from.as_ptr()) }
-        };
+        let multiplier = load(mask, &float.multipliers[channel..]);
         for pixel in 0..tile.pixels {
             // SAFETY: the mask keeps to the rectangle and to the target's channels.
             unsafe {
-                let raw = _mm512_maskz_loadu_epi32(mask, tile.sums.add(pixel * tile.pitch + first));
-                let product = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(raw, bias)), multiplier);
+                let sums = _mm512_maskz_loadu_epi32(mask, tile.sums.add(pixel * tile.pitch + first));
+                let product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), multiplier);
                 let limited = _mm512_min_ps(_mm512_max_ps(product, low), high);
                 let byte = _mm512_add_epi32(_mm512_cvtps_epi32(limited), zero_point);
                 let to = start.add((tile.pixel + pixel) * finish.pitch + channel);
                 _mm_mask_storeu_epi8(to.cast(), mask, _mm512_cvtepi32_epi8(byte));
             }
+        }
+    }
+}
+
+/// The constants of 32 channels.
+#[derive(Clone, Copy)]
+pub(crate) struct Scale32 {
+    multipliers: [__m512; 2],
+    low: __m512,
+    high: __m512,
+    zero_point: __m512i,
+    /// Undoes the order that packing within 128-bit lanes leaves.
+    order: __m512i,
+}
+
+impl Scale32 {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    pub(crate) fn new(float: &Requantize, channel: usize) -> Self {
+        Self {
+            multipliers: [load(!0, &float.multipliers[channel..]), load(!0, &float.multipliers[channel + 16..])],
+            low: _mm512_set1_ps((float.low - float.zero_point) as f32),
+            high: _mm512_set1_ps((float.high - float.zero_point) as f32),
+            zero_point: _mm512_set1_epi16(float.zero_point as i16),
+            order: _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
+        }
+    }
+
+    /// Requantizes 32 sums of two pixels.
+    ///
+    /// # Safety
+    /// 32 sums can be read from, 32 bytes written to each of the two addresses.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    pub(crate) unsafe fn store(&self, sums: [*const i32; 2], to: [*mut u8; 2]) {
+        let mut words = [_mm512_setzero_si512(); 2];
+        for (words, sums) in words.iter_mut().zip(sums) {
+            let mut rounded = [_mm512_setzero_si512(); 2];
+            for (index, rounded) in rounded.iter_mut().enumerate() {
+                // SAFETY: half of the 32 sums.
+                let sums = unsafe { _mm512_loadu_si512(sums.add(16 * index).cast()) };
+                let product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), self.multipliers[index]);
+                *rounded = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(product, self.low), self.high));
+            }
+            *words = _mm512_packs_epi32(rounded[0], rounded[1]);
+        }
+        let words = words.map(|words| _mm512_add_epi16(words, self.zero_point));
+        let bytes = _mm512_permutexvar_epi32(self.order, _mm512_packus_epi16(words[0], words[1]));
+        // SAFETY: 32 bytes each.
+        unsafe {
+            _mm256_storeu_si256(to[0].cast(), _mm512_castsi512_si256(bytes));
+            _mm256_storeu_si256(to[1].cast(), _mm512_extracti64x4_epi64::<1>(bytes));
         }
     }
 }
@@ -142,13 +209,12 @@ unsafe fn finish_sums(finish: &Finish<'_>, tile: Tile, start: *mut i32) {
     for first in (0..tile.channels).step_by(16) {
         let channel = tile.channel + first;
         let mask = lanes(tile.channels - first);
-        let bias = load(mask, &finish.bias[channel..]);
         for pixel in 0..tile.pixels {
             // SAFETY: the mask keeps to the rectangle and to the target's channels.
             unsafe {
-                let raw = _mm512_maskz_loadu_epi32(mask, tile.sums.add(pixel * tile.pitch + first));
+                let sums = _mm512_maskz_loadu_epi32(mask, tile.sums.add(pixel * tile.pitch + first));
                 let to = start.add((tile.pixel + pixel) * finish.pitch + channel);
-                _mm512_mask_storeu_epi32(to, mask, _mm512_add_epi32(raw, bias));
+                _mm512_mask_storeu_epi32(to, mask, sums);
             }
         }
     }
@@ -161,20 +227,103 @@ fn lanes(count: usize) -> __mmask16 {
 
 /// The lanes of the mask, which is a run from lane 0.
 #[target_feature(enable = "avx512f")]
-fn load(mask: __mmask16, from: &[i32]) -> __m512i {
-    assert!(from.len() >= mask.count_ones() as usize, "a value per lane");
+fn load(mask: __mmask16, from: &[f32]) -> __m512 {
+    assert!(from.len() >= mask.count_ones() as usize, "a multiplier per channel");
     // SAFETY: the slice holds every lane of the mask.
-    unsafe { _mm512_maskz_loadu_epi32(mask, from.as_ptr()) }
+    unsafe { _mm512_maskz_loadu_ps(mask, from.as_ptr()) }
 }
 
-/// Copies `bytes` bytes in whole lines of 64.
+/// Copies the `runs` (offset and bytes) of every pixel, one after another, into that pixel's row, `pitch` apart.
 ///
 /// # Safety
-/// AVX-512 F is available; `bytes`, rounded up to whole lines, may be read from `from` and written to `to`.
+/// AVX-512 F is available; runs, rounded up to whole lines, may be read from the source and written to the rows.
 #[target_feature(enable = "avx512f")]
-pub(crate) unsafe fn copy_lines(from: *const u8, to: *mut u8, bytes: usize) {
-    for at in (0..bytes).step_by(64) {
+pub(crate) unsafe fn gather(source: *const u8, pixels: &[usize], runs: &[(usize, usize)], rows: *mut u8, pitch: usize) {
+    for (index, &pixel) in pixels.iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut to = rows.add(index * pitch);
+            for &(run, bytes) in runs {
+                copy_lines(source.add(pixel + run), to, bytes);
+                to = to.add(bytes);
+            }
+        }
+    }
+}
+
+/// Pixels at one pitch that are copied to another.
+pub(crate) struct Spread {
+    pub(crate) from: *const u8,
+    pub(crate) from_pitch: usize,
+    pub(crate) to: *mut u8,
+    pub(crate) to_pitch: usize,
+    pub(crate) pixels: usize,
+}
+
+impl Spread {
+    /// 16 bytes of every pixel.
+    ///
+    /// # Safety
+    /// They may be read and written.
+    pub(crate) unsafe fn copy_16(&self) {
+        for pixel in 0..self.pixels {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let bytes = self.from.add(pixel * self.from_pitch).cast::<[u8; 16]>().read();
+                self.to.add(pixel * self.to_pitch).cast::<[u8; 16]>().write(bytes);
+            }
+        }
+    }
+
+    /// 32 bytes of every pixel.
+    ///
+    /// # Safety
+    /// They may be read and written; AVX2 is available.
+    #[target_feature(enable = "avx2")]
+    pub(crate) unsafe fn copy_32(&self) {
+        for pixel in 0..self.pixels {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let bytes = _mm256_loadu_si256(self.from.add(pixel * self.from_pitch).cast());
+                _mm256_storeu_si256(self.to.add(pixel * self.to_pitch).cast(), bytes);
+            }
+        }
+    }
+
+    /// The `runs` (offset and bytes) of every pixel, one after another, in whole lines.
+    ///
+    /// # Safety
+    /// Runs, rounded up to whole lines, may be read and written; AVX-512 F is available.
+    #[target_feature(enable = "avx512f")]
+    pub(crate) unsafe fn copy_runs(&self, runs: &[(usize, usize)]) {
+        for pixel in 0..self.pixels {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let from = self.from.add(pixel * self.from_pitch);
+                let mut to = self.to.add(pixel * self.to_pitch);
+                for &(run, bytes) in runs {
+                    copy_lines(from.add(run), to, bytes);
+                    to = to.add(bytes);
+                }
+            }
+        }
+    }
+}
+
+/// Copies `bytes` bytes, rounded up to whole lines, at least one.
+///
+/// # Safety
+/// They may be read and written; AVX-512 F is available.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn copy_lines(from: *const u8, to: *mut u8, bytes: usize) {
+    let mut at = 0;
+    loop {
         // SAFETY: the caller's promise.
         unsafe { _mm512_storeu_si512(to.add(at).cast(), _mm512_loadu_si512(from.add(at).cast())) };
+        at += 64;
+        if at >= bytes {
+            break;
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use crate::elementwise::{Add, Rounding};
+use crate::pool::{Window, largest_from};
 
 /// [`crate::lookup`], 64 bytes at a time: two permutations of 128 entries each, chosen by the index's top bit.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
@@ -77,19 +78,62 @@ pub(crate) fn add_avx2(add: &Add, a: &[u8], b: &[u8], out: &mut [u8]) -> usize {
     a.len() * 8
 }
 
-/// `out[i] = max(out[i], taken[i])`.
-#[target_feature(enable = "avx2")]
-pub(crate) fn raise(out: &mut [u8], taken: &[u8]) {
-    let ((out, out_rest), (taken, taken_rest)) = (out.as_chunks_mut::<32>(), taken.as_chunks::<32>());
-    for (out, taken) in out.iter_mut().zip(taken) {
-        // SAFETY: chunks are 32 readable bytes, and the first is writable.
-        unsafe {
-            let larger =
-                _mm256_max_epu8(_mm256_loadu_si256(out.as_ptr().cast()), _mm256_loadu_si256(taken.as_ptr().cast()));
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), larger);
+/// The largest `input[tap + c]` of every window, 64 channels at a time, the last ones masked.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(crate) fn largest_avx512(input: &[u8], windows: &[Option<Window>], channels: usize, out: &mut [u8]) {
+    for (window, out) in windows.iter().zip(out.chunks_exact_mut(channels)) {
+        let Some(window) = window else {
+            out.fill(0);
+            continue;
+        };
+        window.assert_inside(input.len(), channels);
+        for channel in (0..channels).step_by(64) {
+            let rest = channels - channel;
+            let mask: __mmask64 = if rest >= 64 { !0 } else { (1 << rest) - 1 };
+            let mut max = _mm512_setzero_si512();
+            for row in 0..window.counts[0] {
+                let start = window.start + row * window.steps[0] + channel;
+                for column in 0..window.counts[1] {
+                    // SAFETY: the mask keeps to the tap's channels, which lie in the input.
+                    let tap = unsafe {
+                        _mm512_maskz_loadu_epi8(mask, input.as_ptr().add(start + column * window.steps[1]).cast())
+                    };
+                    max = _mm512_max_epu8(max, tap);
+                }
+            }
+            // SAFETY: the mask keeps to the output.
+            unsafe { _mm512_mask_storeu_epi8(out.as_mut_ptr().add(channel).cast(), mask, max) };
         }
     }
-    out_rest.iter_mut().zip(taken_rest).for_each(|(out, &taken)| *out = taken.max(*out));
+}
+
+/// The largest `input[tap + c]` of every window, 32 channels at a time.
+#[target_feature(enable = "avx2")]
+pub(crate) fn largest_avx2(input: &[u8], windows: &[Option<Window>], channels: usize, out: &mut [u8]) {
+    for (window, out) in windows.iter().zip(out.chunks_exact_mut(channels)) {
+        let Some(window) = window else {
+            out.fill(0);
+            continue;
+        };
+        window.assert_inside(input.len(), channels);
+        for (block, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            let mut max = _mm256_setzero_si256();
+            for row in 0..window.counts[0] {
+                let start = window.start + row * window.steps[0] + block * 32;
+                for column in 0..window.counts[1] {
+                    // SAFETY: 32 of the tap's channels, which lie in the input.
+                    let tap =
+                        unsafe { _mm256_loadu_si256(input.as_ptr().add(start + column * window.steps[1]).cast()) };
+                    max = _mm256_max_epu8(max, tap);
+                }
+            }
+            // SAFETY: a chunk is 32 writable bytes.
+            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), max) };
+        }
+        if !channels.is_multiple_of(32) {
+            largest_from(input, Some(window), channels / 32 * 32, out);
+        }
+    }
 }
 
 /// `out[i] += taken[i]`, wrapping.

@@ -21,10 +21,7 @@ pub(crate) unsafe fn dot_runs<const CENTERED: bool>(zero_point: u8, x: &[u8], w:
             for lane in 0..4 {
                 // SAFETY: 256 bytes are left in the run.
                 let (four, weight) = unsafe {
-                    (
-                        _mm512_loadu_si512(x.add(at + 64 * lane).cast()),
-                        _mm512_loadu_si512(w.add(at + 64 * lane).cast()),
-                    )
+                    (_mm512_loadu_si512(x.add(at + 64 * lane).cast()), _mm512_loadu_si512(w.add(at + 64 * lane).cast()))
                 };
                 products[lane] = _mm512_dpbusd_epi32(products[lane], four, weight);
                 if CENTERED {

@@ -15,11 +15,31 @@
 //! | `weight` | weights | index into `Linear::weights` | 8 |
 //! | `act` | elements of the step's first input | index into it | 8 |
 
+mod counts;
+mod error;
+pub mod file;
+pub mod generator;
 mod listed;
+mod model;
+mod place;
 mod population;
+mod positions;
+mod report;
+mod resolve;
+mod rules;
+pub(crate) mod select;
+#[cfg(test)]
+mod tests;
+mod words;
 
+pub use error::FaultsError;
+pub use file::FaultsFile;
 pub use listed::Listed;
+pub use model::Faults;
+pub use place::{Place, place};
 pub use population::{Population, consumers, population};
+pub use report::{Expected, ExpectedFaults};
+pub use select::select_names;
 
 use std::fmt;
 use std::str::FromStr;

@@ -14,9 +14,12 @@ pub struct Population {
 }
 
 /// The words of a site; `None` where the step has no such site (`mul`, `acc` and `acc_out` need products,
-/// `weight` constants).
+/// `weight` constant factors; a constant operand of its own is never computed and has no site at all).
 pub fn population(program: &Program, step: StepId, site: Site, machine: &Machine) -> Option<Population> {
     let step = program.steps().get(step.0)?;
+    if matches!(step.op, Op::Constant(_)) {
+        return None;
+    }
     let outputs = program.tensor(step.output).elements() as u64;
     let products = program.step_products(step);
     let product_bits = match &step.op {
@@ -53,7 +56,7 @@ pub fn consumers(program: &Program, step: StepId, site: Site, word: u64) -> Opti
 }
 
 /// Outputs whose window covers an input element: rows x columns x output channels of its group.
-fn readers(geometry: &ConvGeometry, element: usize) -> usize {
+pub(super) fn readers(geometry: &ConvGeometry, element: usize) -> usize {
     let pixel = element / geometry.in_channels.max(1);
     let place = [pixel / geometry.input[1].max(1), pixel % geometry.input[1].max(1)];
     let outputs = geometry.output();

@@ -12,6 +12,9 @@ use crate::ops::formula::quantize;
 use crate::ops::function::{Function, table};
 use crate::program::{Op, TensorId, Window};
 
+/// A step to come: its node, what it computes, and the shape of its result where that changes.
+type Planned = (usize, Op, Option<Vec<usize>>);
+
 /// A node that commutes with rounding.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
@@ -63,7 +66,7 @@ impl Lowering<'_, '_> {
         let is_pool = |link: &Link| matches!(link.kind, LinkKind::MaxPool(..));
         let first = links.iter().position(is_function);
         let last = links.iter().rposition(is_function);
-        let (mut plan, needs_table): (Vec<(usize, Op, Option<Vec<usize>>)>, bool) = match (first, last) {
+        let (mut plan, needs_table): (Vec<Planned>, bool) = match (first, last) {
             (Some(first), Some(last)) => {
                 if let Some(pool) = links[first..=last].iter().find(|link| is_pool(link)) {
                     let what = "a maximum pool between functions that are not quantised";
@@ -76,7 +79,11 @@ impl Lowering<'_, '_> {
         // Up to here on the source's grid: pools before the first function, and what stands before them.
         let before = first.and_then(|first| links[..first].iter().rposition(is_pool)).map_or(0, |pool| pool + 1);
         if let Some(link) = links[..before].iter().find(|link| !link.is_exact_on(source)) {
-            return Err(self.unsupported(link.position, "its fill value is not on the input's grid", "quantise its output"));
+            return Err(self.unsupported(
+                link.position,
+                "its fill value is not on the input's grid",
+                "quantise its output",
+            ));
         }
         let functions: Vec<(usize, Function)> = links
             .iter()
@@ -117,8 +124,7 @@ impl Lowering<'_, '_> {
             }
             let shape = shape.unwrap_or_else(|| self.tensors[at.0].shape.clone());
             let is_last = number + 1 == steps && !name.is_empty();
-            let to =
-                if is_last { self.add_tensor(name, shape, on) } else { self.add_internal(position, shape, on) };
+            let to = if is_last { self.add_tensor(name, shape, on) } else { self.add_internal(position, shape, on) };
             self.add_step(position, op, vec![at], to);
             at = to;
         }
@@ -150,7 +156,11 @@ impl Lowering<'_, '_> {
                 Some(movement) if !movement.fills() => LinkKind::Move(movement),
                 _ => {
                     let what = format!("{} on the integer tensor '{}'", op_type(node), self.tensors[from.0].name);
-                    return Err(self.unsupported(position, &what, "put it between DequantizeLinear and QuantizeLinear"));
+                    return Err(self.unsupported(
+                        position,
+                        &what,
+                        "put it between DequantizeLinear and QuantizeLinear",
+                    ));
                 }
             }
         };
@@ -162,9 +172,9 @@ impl Lowering<'_, '_> {
 }
 
 /// Neighbouring moves made one, where they fill in one value at most.
-fn merged(plan: Vec<(usize, Op, Option<Vec<usize>>)>) -> Vec<(usize, Op, Option<Vec<usize>>)> {
+fn merged(plan: Vec<Planned>) -> Vec<Planned> {
     use crate::program::Source;
-    let mut merged: Vec<(usize, Op, Option<Vec<usize>>)> = Vec::new();
+    let mut merged: Vec<Planned> = Vec::new();
     for step in plan {
         if let (Some((_, Op::Move { sources: first, fill: first_fill }, _)), (_, Op::Move { sources, fill }, _)) =
             (merged.last(), &step)

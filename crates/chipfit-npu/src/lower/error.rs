@@ -58,7 +58,9 @@ pub enum LowerError {
         hint: String,
     },
     /// A float value where an integer tensor is needed.
-    #[error("node '{node}' ({op_type}): '{value}' is not quantised: put QuantizeLinear and DequantizeLinear behind {maker}")]
+    #[error(
+        "node '{node}' ({op_type}): '{value}' is not quantised: put QuantizeLinear and DequantizeLinear behind {maker}"
+    )]
     MissingQuantize {
         /// The node that reads it.
         node: String,

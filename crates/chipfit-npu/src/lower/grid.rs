@@ -80,7 +80,9 @@ impl Lowering<'_, '_> {
             return wrong(format!("the scale is {}; only float is supported", scale.dtype().name()));
         }
         if scale.dims().len() > 1 || get_i(node, "block_size").unwrap_or(0) != 0 {
-            return wrong("quantisation in blocks is not supported; use one scale per tensor or per channel".to_owned());
+            return wrong(
+                "quantisation in blocks is not supported; use one scale per tensor or per channel".to_owned(),
+            );
         }
         let scales: Vec<f32> = scale.to_f64_vec().unwrap_or_default().into_iter().map(|s| s as f32).collect();
         for (at, &scale) in scales.iter().enumerate() {
@@ -103,7 +105,12 @@ impl Lowering<'_, '_> {
             }
         };
         if zero_points.len() != scales.len() {
-            return wrong(format!("{} scales but {} zero points of type {}", scales.len(), zero_points.len(), dtype.name()));
+            return wrong(format!(
+                "{} scales but {} zero points of type {}",
+                scales.len(),
+                zero_points.len(),
+                dtype.name()
+            ));
         }
         Ok(Parameters { dtype, scales, zero_points, axis: get_i(node, "axis").unwrap_or(1) })
     }
@@ -112,7 +119,8 @@ impl Lowering<'_, '_> {
     pub(super) fn grid(&self, position: usize, stored: Option<DataType>) -> Result<Grid, LowerError> {
         let parameters = self.parameters(position, stored)?;
         let (&[scale], &[zero_point]) = (parameters.scales.as_slice(), parameters.zero_points.as_slice()) else {
-            let what = format!("{} scales for an activation; only one scale per tensor is supported", parameters.scales.len());
+            let what =
+                format!("{} scales for an activation; only one scale per tensor is supported", parameters.scales.len());
             return Err(self.quantisation(position, what));
         };
         let (word, biased) = match parameters.dtype {

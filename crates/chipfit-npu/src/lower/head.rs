@@ -74,7 +74,11 @@ impl<'m> Lowering<'m, '_> {
                 let grid = Grid::of(&self.tensors[start.0]);
                 if let Some(link) = links.iter().find(|link| !link.is_exact_on(grid)) {
                     let what = "it follows the last QuantizeLinear";
-                    return Err(self.unsupported(link.position, what, "quantise its output, or leave it out of the model"));
+                    return Err(self.unsupported(
+                        link.position,
+                        what,
+                        "quantise its output, or leave it out of the model",
+                    ));
                 }
                 let at = links.last().map_or(0, |link| link.position);
                 Ok((self.apply(at, start, links, grid, "")?, head))
@@ -147,7 +151,8 @@ impl<'m> Lowering<'m, '_> {
         graph.value_info.clear();
         graph.sparse_initializer.clear();
         let label = self.label(computes);
-        let failed = |what: String| LowerError::unsupported(&label, &op_type(self.node(computes)), &what, "leave it out");
+        let failed =
+            |what: String| LowerError::unsupported(&label, &op_type(self.node(computes)), &what, "leave it out");
         let model = Bytes::from(file.to_bytes().map_err(|e| failed(e.to_string()))?);
         let step = FloatStep { model, inputs: inputs.iter().map(|(name, _)| (*name).to_owned()).collect() };
         let output = self.add_tensor(name, shape, grid);
@@ -161,11 +166,8 @@ impl<'m> Lowering<'m, '_> {
     /// Runs the step just added on zero points, so that an engine's refusal is known at once.
     fn try_last_step(&self) -> Result<(), LowerError> {
         let Some(step) = self.steps.last() else { return Ok(()) };
-        let bytes: Vec<Vec<u8>> = step
-            .inputs
-            .iter()
-            .map(|id| vec![self.tensors[id.0].zero_point; self.tensors[id.0].elements()])
-            .collect();
+        let bytes: Vec<Vec<u8>> =
+            step.inputs.iter().map(|id| vec![self.tensors[id.0].zero_point; self.tensors[id.0].elements()]).collect();
         let inputs: Vec<&[u8]> = bytes.iter().map(Vec::as_slice).collect();
         let program = Program {
             tensors: self.tensors.clone(),
@@ -176,8 +178,8 @@ impl<'m> Lowering<'m, '_> {
             input_name: String::new(),
             warnings: Vec::new(),
         };
-        ops::execute(&program, step, &inputs)
-            .map(drop)
-            .map_err(|e| LowerError::unsupported(&step.name, &step.op_type, &e.to_string(), "leave it out of the model"))
+        ops::execute(&program, step, &inputs).map(drop).map_err(|e| {
+            LowerError::unsupported(&step.name, &step.op_type, &e.to_string(), "leave it out of the model")
+        })
     }
 }

@@ -7,8 +7,8 @@ use chipfit_model::build::{get_f, get_i, get_is, is_op};
 
 use super::grid::Grid;
 use super::movement::Movement;
-use super::weights::Weights;
 use super::walk::Operand;
+use super::weights::Weights;
 use super::{LowerError, Lowering, Requantize, op_type};
 use crate::program::{ConvGeometry, Linear, MatMul, Op, Rescale, TensorId};
 
@@ -41,10 +41,16 @@ impl<'m> Lowering<'m, '_> {
         let (&[out_channels, group_channels, ref kernel @ ..], Some(&in_channels)) =
             (weights.dims.as_slice(), picture.first())
         else {
-            return Err(self.unsupported(position, &format!("weights of shape {:?}", weights.dims), "correct the model"));
+            return Err(self.unsupported(
+                position,
+                &format!("weights of shape {:?}", weights.dims),
+                "correct the model",
+            ));
         };
         let kernel = kernel.to_vec();
-        if get_is(node, "kernel_shape").is_some_and(|given| !given.iter().map(|&k| k as usize).eq(kernel.iter().copied())) {
+        if get_is(node, "kernel_shape")
+            .is_some_and(|given| !given.iter().map(|&k| k as usize).eq(kernel.iter().copied()))
+        {
             return Err(self.unsupported(position, "kernel_shape is not the weights' own", "correct the model"));
         }
         let window = self.window(position, &kernel, &picture)?;
@@ -88,7 +94,11 @@ impl<'m> Lowering<'m, '_> {
         let with_bias = node.input.get(2).is_some_and(|name| !name.is_empty());
         let factor = |name: &str| get_f(node, name).unwrap_or(1.0);
         if factor("alpha") != 1.0 || (with_bias && factor("beta") != 1.0) || get_i(node, "transA").unwrap_or(0) != 0 {
-            return Err(self.unsupported(position, "alpha or beta other than 1, or transA", "fold them into the weights"));
+            return Err(self.unsupported(
+                position,
+                "alpha or beta other than 1, or transA",
+                "fold them into the weights",
+            ));
         }
         self.by_matrix(position, output, range, get_i(node, "transB").unwrap_or(0) != 0)
     }
@@ -121,7 +131,10 @@ impl<'m> Lowering<'m, '_> {
         let turned: Vec<i8> = if transposed {
             weights.values.clone()
         } else {
-            (0..columns).flat_map(|column| (0..inner).map(move |k| k * columns + column)).map(|at| weights.values[at]).collect()
+            (0..columns)
+                .flat_map(|column| (0..inner).map(move |k| k * columns + column))
+                .map(|at| weights.values[at])
+                .collect()
         };
         let rows: usize = picture[..picture.len() - 1].iter().product();
         let geometry = ConvGeometry {
@@ -135,6 +148,10 @@ impl<'m> Lowering<'m, '_> {
             pads: [0; 4],
         };
         let weights = (weights, axis, turned);
+        if self.tensors[output.0].elements() != rows * columns {
+            let what = format!("its output is declared {:?}", self.tensors[output.0].shape);
+            return Err(self.unsupported(position, &what, "correct the model"));
+        }
         if picture.len() == 1 {
             return self.add_linear(position, (input, output), geometry, weights, range);
         }
@@ -171,7 +188,8 @@ impl<'m> Lowering<'m, '_> {
         else {
             return Err(self.mixes(position, &format!("shapes {:?} and {:?}, batch aside", left.shape, right.shape)));
         };
-        if batch != other || inner != inner_too {
+        let made = batch.iter().copied().chain([rows, columns]);
+        if batch != other || inner != inner_too || !made.eq(result.shape.iter().copied()) {
             let what = format!("shapes {:?} and {:?}, batch aside", left.shape, right.shape);
             return Err(self.unsupported(position, &what, "give both operands the same leading axes"));
         }
@@ -264,7 +282,11 @@ impl<'m> Lowering<'m, '_> {
             _ => {
                 let known = "the integer processor has no such operator";
                 let label = op_type(node);
-                Err(self.unsupported(position, &format!("{known}: {label}"), "evaluate it in float with --float-fallback"))
+                Err(self.unsupported(
+                    position,
+                    &format!("{known}: {label}"),
+                    "evaluate it in float with --float-fallback",
+                ))
             }
         }
     }

@@ -3,8 +3,8 @@
 //! A [`Movement`] counts in the model's row-major order of one picture; [`Movement::into_op`] turns it to the
 //! program's layout. Shapes come from inference, so that Reshape's own arithmetic is not repeated here.
 
-use chipfit_model::build::{get_i, get_is, get_s, is_op};
 use chipfit_model::DataType;
+use chipfit_model::build::{get_i, get_is, get_s, is_op};
 
 use super::{LowerError, Lowering, op_type};
 use crate::program::{Op, Source, to_channels_last};
@@ -79,16 +79,32 @@ impl Lowering<'_, '_> {
     /// The node at `position` as a movement to its output `output`; `None` for other operators.
     pub(super) fn movement(&self, position: usize, output: &str) -> Result<Option<Movement>, LowerError> {
         const KNOWN: [&str; 16] = [
-            "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Cast", "Transpose", "Pad", "Slice",
-            "Split", "Resize", "Upsample", "DepthToSpace", "SpaceToDepth", "Gather",
+            "Reshape",
+            "Flatten",
+            "Squeeze",
+            "Unsqueeze",
+            "Identity",
+            "Dropout",
+            "Cast",
+            "Transpose",
+            "Pad",
+            "Slice",
+            "Split",
+            "Resize",
+            "Upsample",
+            "DepthToSpace",
+            "SpaceToDepth",
+            "Gather",
         ];
         let node = self.node(position);
         let Some(known) = KNOWN.into_iter().find(|known| is_op(node, known)) else { return Ok(None) };
         let from = self.picture(position, &node.input[0])?;
         let shape = self.picture(position, output)?;
-        let (elements, limit) = (shape.iter().product::<usize>(), u32::MAX as usize);
-        if elements >= limit || from.iter().product::<usize>() >= limit {
-            return Err(self.unsupported(position, "a tensor of over 4 billion elements", "use a smaller picture"));
+        let elements = shape.iter().product::<usize>();
+        let keeps_rank = ["Transpose", "Pad", "Slice", "Split", "Resize", "Upsample"].contains(&known);
+        if keeps_rank && shape.len() != from.len() {
+            let what = format!("shapes {from:?} and {shape:?} of its input and output");
+            return Err(self.unsupported(position, &what, "correct the model"));
         }
         let movement = match known {
             "Transpose" => self.transpose(position, &from, shape)?,
@@ -151,7 +167,9 @@ impl Lowering<'_, '_> {
         if let Some(name) = node.input.get(input).filter(|name| !name.is_empty()) {
             let tensor = self.constant(position, name, attribute)?;
             let values = tensor.to_i64_vec();
-            return values.map(Some).ok_or_else(|| self.unsupported(position, &format!("{attribute} of floats"), "use integers"));
+            return values
+                .map(Some)
+                .ok_or_else(|| self.unsupported(position, &format!("{attribute} of floats"), "use integers"));
         }
         Ok(get_is(node, attribute).map(<[i64]>::to_vec))
     }
@@ -184,7 +202,7 @@ impl Lowering<'_, '_> {
             for axis in 0..lengths.len() {
                 let (c, length) = (at[axis] as i64 - begins[axis], lengths[axis]);
                 there[axis] = match mode.as_str() {
-                    "edge" => c.clamp(0, length - 1),
+                    "edge" => c.min(length - 1).max(0),
                     "reflect" if length > 1 => {
                         let c = c.rem_euclid(2 * (length - 1));
                         if c < length { c } else { 2 * (length - 1) - c }
@@ -220,7 +238,7 @@ impl Lowering<'_, '_> {
             let axis = self.picture_axis(position, axes[at], from.len())?;
             let length = from[axis] as i64;
             let start = if starts[at] < 0 { starts[at].saturating_add(length) } else { starts[at] };
-            begin[axis] = if steps[at] > 0 { start.clamp(0, length) } else { start.clamp(0, length - 1) };
+            begin[axis] = if steps[at] > 0 { start.clamp(0, length) } else { start.min(length - 1).max(0) };
             step[axis] = steps[at];
         }
         Ok(Movement::by_coordinates(from, shape, 0.0, |at, there| {
@@ -250,7 +268,11 @@ impl Lowering<'_, '_> {
         let length = from[axis] as i64;
         let values: Vec<i64> = indices.to_i64_vec().unwrap_or_default();
         let values: Vec<i64> = values.into_iter().map(|v| if v < 0 { v + length } else { v }).collect();
-        if rank > 1 || values.is_empty() || values.iter().any(|v| !(0..length).contains(v)) {
+        if rank > 1
+            || shape.len() + 1 != from.len() + rank
+            || values.is_empty()
+            || values.iter().any(|v| !(0..length).contains(v))
+        {
             return Err(self.unsupported(position, "indices of two axes, or out of range", "use Slice"));
         }
         Ok(Movement::by_coordinates(from, shape, 0.0, |at, there| {
@@ -272,7 +294,11 @@ impl Lowering<'_, '_> {
         let to_space = is_op(node, "DepthToSpace");
         let deep = if to_space { from } else { &shape };
         if block == 0 || from.len() != 3 || shape.len() != 3 || !deep[0].is_multiple_of(block * block) {
-            return Err(self.unsupported(position, &format!("blocksize {block} of shape {from:?}"), "correct the model"));
+            return Err(self.unsupported(
+                position,
+                &format!("blocksize {block} of shape {from:?}"),
+                "correct the model",
+            ));
         }
         let thin = deep[0] / (block * block);
         // SpaceToDepth has one order, that of DepthToSpace's DCR.
@@ -296,11 +322,8 @@ impl Lowering<'_, '_> {
         let node = self.node(position);
         let old = is_op(node, "Upsample") || self.index.scopes[0].opset < 11;
         let mode = get_s(node, "mode").unwrap_or("nearest");
-        let transformation = if old {
-            "asymmetric"
-        } else {
-            get_s(node, "coordinate_transformation_mode").unwrap_or("half_pixel")
-        };
+        let transformation =
+            if old { "asymmetric" } else { get_s(node, "coordinate_transformation_mode").unwrap_or("half_pixel") };
         let nearest = if old { "floor" } else { get_s(node, "nearest_mode").unwrap_or("round_prefer_floor") };
         let known = ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"].contains(&transformation);
         let policy = get_s(node, "keep_aspect_ratio_policy").unwrap_or("stretch");
@@ -331,7 +354,7 @@ impl Lowering<'_, '_> {
                         "round_prefer_ceil" => (there + 0.5).floor(),
                         _ => (there - 0.5).ceil(),
                     };
-                    (there as i64).clamp(0, from[axis] as i64 - 1)
+                    (there as i64).min(from[axis] as i64 - 1).max(0)
                 };
                 (0..shape[axis]).map(place).collect()
             })

@@ -26,11 +26,7 @@ pub(super) enum Operand {
     /// An activation.
     Tensor(TensorId),
     /// A constant on a grid, in the model's order, with all its axes.
-    Constant {
-        shape: Vec<usize>,
-        grid: Grid,
-        bytes: Vec<u8>,
-    },
+    Constant { shape: Vec<usize>, grid: Grid, bytes: Vec<u8> },
 }
 
 impl<'m> Lowering<'m, '_> {
@@ -108,6 +104,11 @@ impl<'m> Lowering<'m, '_> {
         let link = |kind| Some((Some(Link { position, kind }), first.as_str()));
         if let Some(function) = self.function(position)? {
             let from = if self.index.constant(0, first).is_some() { node.input[1].as_str() } else { first };
+            let (before, after) = (self.picture(position, from)?, self.picture(position, output)?);
+            if before != after {
+                let what = format!("it turns the shape {before:?} into {after:?}");
+                return Err(self.unsupported(position, &what, "give its constant no more axes than its input"));
+            }
             return Ok(Some((Some(Link { position, kind: LinkKind::Function(function) }), from)));
         }
         if is_op(node, "MaxPool") || is_op(node, "GlobalMaxPool") {
@@ -165,6 +166,11 @@ impl<'m> Lowering<'m, '_> {
         if self.is_quantised_softmax(from) {
             return Ok(());
         }
+        // A value that is quantised twice alike (one pair per reader) is one tensor.
+        if let Some(&(_, id)) = self.quantised.get(from).into_iter().flatten().find(|(known, _)| *known == grid) {
+            self.integers.insert(name.to_owned(), id);
+            return Ok(());
+        }
         let shape = self.picture(position, from)?;
         let (links, origin, source) = self.walk_up(from)?;
         let id = match origin {
@@ -181,12 +187,15 @@ impl<'m> Lowering<'m, '_> {
             Origin::Node(computes) => {
                 let result = self.lower_computation(computes, source, links, grid, name);
                 match result {
-                    Err(why) if self.options.float_fallback => self.keep_in_float(position, computes, shape, grid, &why)?,
+                    Err(why) if self.options.float_fallback => {
+                        self.keep_in_float(position, computes, shape, grid, &why)?
+                    }
                     other => other?,
                 }
             }
         };
         self.integers.insert(name.to_owned(), id);
+        self.quantised.entry(from.to_owned()).or_default().push((grid, id));
         Ok(())
     }
 
@@ -201,7 +210,8 @@ impl<'m> Lowering<'m, '_> {
         if let Some(id) = self.input {
             let first = &self.tensors[id.0];
             if Grid::of(first) != grid {
-                let what = format!("'{input}' is quantised twice, with different parameters (first as '{}')", first.name);
+                let what =
+                    format!("'{input}' is quantised twice, with different parameters (first as '{}')", first.name);
                 return Err(self.quantisation(position, what));
             }
             return Ok(id);

@@ -51,7 +51,8 @@ impl Lowering<'_, '_> {
         let floats = self.constant(position, &node.input[0], "the weight")?;
         let written = self.parameters(position, None)?;
         let read = self.parameters(dequantize, Some(written.dtype))?;
-        let axis = channel_axis(&written, floats.dims()).ok_or_else(|| self.quantisation(position, "its axis does not fit"))?;
+        let axis = channel_axis(&written, floats.dims())
+            .ok_or_else(|| self.quantisation(position, "its axis does not fit"))?;
         let inner = axis.map_or(1, |axis| floats.dims()[axis + 1..].iter().product::<usize>().max(1));
         let values = floats.to_f64_vec().unwrap_or_default();
         let mut bytes = Vec::with_capacity(values.len());
@@ -67,7 +68,8 @@ impl Lowering<'_, '_> {
             bytes.push(on.to_word(quantize(&on, value as f32)));
         }
         let tensor = ConstTensor::new(written.dtype, floats.dims().to_vec(), bytes);
-        let tensor = tensor.ok_or_else(|| self.quantisation(position, "its constant has another length than its shape"))?;
+        let tensor =
+            tensor.ok_or_else(|| self.quantisation(position, "its constant has another length than its shape"))?;
         Ok((node.input[0].clone(), tensor, read))
     }
 
@@ -110,7 +112,8 @@ impl Lowering<'_, '_> {
         };
         let signed = |&byte: &u8| if shift == 0 { byte.cast_signed() } else { (byte ^ 0x80).cast_signed() };
         let axis = channel_axis(&parameters, tensor.dims()).ok_or_else(|| {
-            let what = format!("{} scales along axis {} of {:?}", parameters.scales.len(), parameters.axis, tensor.dims());
+            let what =
+                format!("{} scales along axis {} of {:?}", parameters.scales.len(), parameters.axis, tensor.dims());
             self.quantisation(dequantize, what)
         })?;
         let zero_points = parameters.zero_points.iter().map(|&z| i16::try_from(z).ok().map(|z| z - shift));

@@ -44,7 +44,8 @@ impl Lowering<'_, '_> {
             }
             other => return Err(self.unsupported(position, &format!("auto_pad '{other}'"), "use explicit pads")),
         }
-        let pair = |values: &[usize], default: usize| if axes == 2 { [values[0], values[1]] } else { [default, values[0]] };
+        let pair =
+            |values: &[usize], default: usize| if axes == 2 { [values[0], values[1]] } else { [default, values[0]] };
         let (begin, end) = (pair(&pads[..axes], 0), pair(&pads[axes..], 0));
         Ok(Window {
             kernel: pair(kernel, 1),
@@ -71,7 +72,15 @@ impl Lowering<'_, '_> {
         let picture = self.picture(position, &node.input[0])?;
         let result = self.picture(position, &node.output[0])?;
         if node.output.get(1).is_some_and(|name| !name.is_empty()) {
-            return Err(self.unsupported(position, "the second output (indices)", "export the model without unpooling"));
+            return Err(self.unsupported(
+                position,
+                "the second output (indices)",
+                "export the model without unpooling",
+            ));
+        }
+        if picture.first() != result.first() {
+            let what = format!("shapes {picture:?} and {result:?} of its input and output");
+            return Err(self.unsupported(position, &what, "correct the model"));
         }
         if is_op(node, "GlobalMaxPool") {
             let size = picture.get(1..).unwrap_or_default().to_vec();

@@ -50,7 +50,8 @@ impl Changes {
         let end = (rows.end * row_bytes).min(golden.len());
         let (working, golden) = (&working[first..end], &golden[first..end]);
         // Bytes of a block that differ, counted without branches.
-        let count: usize = working.chunks(128).zip(golden.chunks(128)).map(|(new, old)| usize::from(differing(new, old))).sum();
+        let count: usize =
+            working.chunks(128).zip(golden.chunks(128)).map(|(new, old)| usize::from(differing(new, old))).sum();
         if count > LIST {
             (self.count, self.is_long, self.rows) = (count, true, rows);
             return;

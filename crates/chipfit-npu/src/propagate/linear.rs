@@ -86,7 +86,8 @@ impl Shared<'_> {
         if out_rows.is_empty() {
             return Ok(());
         }
-        if let (Some(transposed), true) = (self.transposed, self.is_sparse(from.changes, from.struck.len(), &out_rows)) {
+        if let (Some(transposed), true) = (self.transposed, self.is_sparse(from.changes, from.struck.len(), &out_rows))
+        {
             return self.by_changes(from, to, transposed, scratch);
         }
         let range = out_rows.start * out_row_bytes..out_rows.end * out_row_bytes;
@@ -115,7 +116,8 @@ impl Shared<'_> {
         }
         let geometry = &self.linear.geometry;
         let (sparse, dense) = speeds(self.isa);
-        let readers = geometry.kernel.iter().product::<usize>() as f64 / geometry.stride.iter().product::<usize>() as f64;
+        let readers =
+            geometry.kernel.iter().product::<usize>() as f64 / geometry.stride.iter().product::<usize>() as f64;
         let count = (changes.list.len() + struck) as f64;
         let few = count * readers.max(1.0) * geometry.out_channels as f64 / sparse;
         let outputs = out_rows.len() * self.kernel.map[1] * geometry.out_channels;
@@ -198,7 +200,13 @@ impl Shared<'_> {
                 changed_sums(self.isa, taps, transposed, sums)?;
                 let pixel = (row * self.kernel.map[1] + column) * channels;
                 let golden = &to.golden[pixel..pixel + channels];
-                requantize_changed(self.isa, self.kernel.finish.borrowed(), &self.sums[pixel..pixel + channels], sums, bytes)?;
+                requantize_changed(
+                    self.isa,
+                    self.kernel.finish.borrowed(),
+                    &self.sums[pixel..pixel + channels],
+                    sums,
+                    bytes,
+                )?;
                 if bytes.as_slice() == golden {
                     continue;
                 }

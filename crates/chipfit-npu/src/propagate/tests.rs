@@ -119,8 +119,10 @@ fn trials_on_resnet18_equal_the_simulator() {
     let mut trials = Vec::new();
     for trial in 0..60 {
         let step = StepId(numbers.below(program.steps().len()));
-        let strikes: Vec<(StepId, Strike)> =
-            testing::strikes(&program, &machine, step, numbers.bits(), 1).into_iter().map(|strike| (step, strike)).collect();
+        let strikes: Vec<(StepId, Strike)> = testing::strikes(&program, &machine, step, numbers.bits(), 1)
+            .into_iter()
+            .map(|strike| (step, strike))
+            .collect();
         let outcome = golden.trial(&strikes, &mut scratch).unwrap();
         changed += usize::from(outcome.is_output_changed);
         alone.push(outcome);

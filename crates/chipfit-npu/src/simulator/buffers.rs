@@ -22,9 +22,9 @@ pub(crate) struct Buffers {
 
 /// The strikes of each word of one site, with the word.
 fn by_word(strikes: &[Strike], words: usize) -> impl Iterator<Item = (usize, &[Strike])> {
-    strikes
-        .chunk_by(|a, b| a.word == b.word)
-        .filter_map(move |list| usize::try_from(list[0].word).ok().filter(|&word| word < words).map(|word| (word, list)))
+    strikes.chunk_by(|a, b| a.word == b.word).filter_map(move |list| {
+        usize::try_from(list[0].word).ok().filter(|&word| word < words).map(|word| (word, list))
+    })
 }
 
 /// Whether every consumer sees the strike.
@@ -153,7 +153,8 @@ impl Readers {
                 .filter_map(|place| {
                     let distance = padded - place * geometry.stride[axis];
                     let number = distance / geometry.dilation[axis];
-                    (distance % geometry.dilation[axis] == 0 && number < geometry.kernel[axis]).then_some((place, number))
+                    (distance % geometry.dilation[axis] == 0 && number < geometry.kernel[axis])
+                        .then_some((place, number))
                 })
                 .inspect(|&(place, number)| debug_assert_eq!(tap(geometry, axis, place, number), Some(at[axis])))
                 .collect()

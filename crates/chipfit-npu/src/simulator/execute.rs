@@ -76,7 +76,9 @@ impl Workspace {
     pub(crate) fn bytes(&self) -> usize {
         let strikes: usize =
             self.strikes.iter().flat_map(|of| &of.replicas).map(|list| list.capacity() * size_of::<Strike>()).sum();
-        self.buffers.iter().map(Vec::capacity).sum::<usize>() + self.scratches.iter().map(Scratch::bytes).sum::<usize>() + strikes
+        self.buffers.iter().map(Vec::capacity).sum::<usize>()
+            + self.scratches.iter().map(Scratch::bytes).sum::<usize>()
+            + strikes
     }
 }
 
@@ -114,7 +116,12 @@ impl Plan {
     }
 
     /// Runs a job of at most one chunk.
-    pub(crate) fn run(&self, faults: &Faults<'_>, job: &mut Job<'_>, workspace: &mut Workspace) -> Result<(), ProcessorError> {
+    pub(crate) fn run(
+        &self,
+        faults: &Faults<'_>,
+        job: &mut Job<'_>,
+        workspace: &mut Workspace,
+    ) -> Result<(), ProcessorError> {
         let count = job.pictures.len();
         let input = self.program.input();
         workspace.buffers[self.layout.buffer(input)][..job.input.len()].copy_from_slice(job.input);
@@ -207,10 +214,13 @@ impl Plan {
             let elements = self.program.tensor(step.output).elements();
             for (at, (strikes, out)) in strikes.iter().zip(out.chunks_exact_mut(elements.max(1))).enumerate() {
                 if !strikes.is_empty() {
-                    let of_picture: Vec<&[u8]> = inputs.iter().map(|bytes| {
-                        let length = bytes.len() / count;
-                        &bytes[at * length..(at + 1) * length]
-                    }).collect();
+                    let of_picture: Vec<&[u8]> = inputs
+                        .iter()
+                        .map(|bytes| {
+                            let length = bytes.len() / count;
+                            &bytes[at * length..(at + 1) * length]
+                        })
+                        .collect();
                     self.patch(id, faults.protection, &of_picture, strikes, out);
                 }
             }
@@ -235,7 +245,10 @@ impl Plan {
         out: &mut [u8],
         scratches: &mut [Scratch],
     ) -> Result<(), ProcessorError> {
-        let fail = |what: String| ProcessorError::Engine { processor: "simulator".to_owned(), what: format!("step '{}': {what}", step.name) };
+        let fail = |what: String| ProcessorError::Engine {
+            processor: "simulator".to_owned(),
+            what: format!("step '{}': {what}", step.name),
+        };
         match kernel {
             StepKernel::Linear(kernel) => kernel.run(inputs[0], out, scratches).map_err(|e| fail(e.to_string())),
             StepKernel::MatMul(finish) => {
@@ -261,11 +274,8 @@ impl Plan {
     /// Patches one picture's struck outputs; `inputs` hold its buffer faults.
     fn patch(&self, id: StepId, protection: &Protection, inputs: &[&[u8]], strikes: &PictureStrikes, out: &mut [u8]) {
         let step = &self.program.steps[id.0];
-        let unit = Unit {
-            tensor: self.program.tensor(step.output),
-            flags: protection.channels(id),
-            vote: protection.vote(),
-        };
+        let unit =
+            Unit { tensor: self.program.tensor(step.output), flags: protection.channels(id), vote: protection.vote() };
         let replicas = [0, 1, 2].map(|replica: usize| strikes.replicas[replica].as_slice());
         let words = |products: usize, product_bits: u32| Words {
             products,
@@ -308,7 +318,12 @@ pub(crate) struct LinearOutputs<'a> {
 
 impl<'a> LinearOutputs<'a> {
     /// `weights` lists struck weights by ascending index, with the value in the buffer.
-    pub(crate) fn new(linear: &'a Linear, kernel: &'a LinearKernel, operands: Operands<'a>, weights: &[(usize, i8)]) -> Self {
+    pub(crate) fn new(
+        linear: &'a Linear,
+        kernel: &'a LinearKernel,
+        operands: Operands<'a>,
+        weights: &[(usize, i8)],
+    ) -> Self {
         let products = linear.products();
         let mut rows: Vec<(usize, Vec<i8>)> = Vec::new();
         for &(index, weight) in weights {
@@ -436,7 +451,13 @@ pub(crate) struct MatMulOutputs<'a> {
 }
 
 impl<'a> MatMulOutputs<'a> {
-    pub(crate) fn new(program: &'a Program, step: &Step, product: &'a MatMul, finish: &'a Finish, bytes: [&'a [u8]; 2]) -> Self {
+    pub(crate) fn new(
+        program: &'a Program,
+        step: &Step,
+        product: &'a MatMul,
+        finish: &'a Finish,
+        bytes: [&'a [u8]; 2],
+    ) -> Self {
         let tensors = [step.inputs[0], step.inputs[1], step.output].map(|id| program.tensor(id));
         Self { product, finish, bytes, tensors }
     }
@@ -456,9 +477,12 @@ impl Outputs for MatMulOutputs<'_> {
         let starts = [(left, row * inner, 1), (right, batch * inner * columns + column, columns)];
         let start = starts.map(|(tensor, first, _)| stored_index(tensor, first));
         // Along k both operands advance by a constant, unless the channel axis is the one that k runs over.
-        let step = starts.map(|(tensor, first, next)| {
-            if inner > 1 { stored_index(tensor, first + next) - stored_index(tensor, first) } else { 0 }
-        });
+        let step =
+            starts.map(
+                |(tensor, first, next)| {
+                    if inner > 1 { stored_index(tensor, first + next) - stored_index(tensor, first) } else { 0 }
+                },
+            );
         Pairs { bytes: self.bytes, zero_points: [left.zero_point, right.zero_point], start, step, overrides }
     }
 

@@ -36,7 +36,8 @@ impl Finish {
                 // Within -255..=255, adding 1.5 * 2^23 rounds half to even into the low bits.
                 const ROUND: f32 = 12_582_912.0;
                 let product = accumulator as f32 * float.multipliers[channel];
-                let limited = product.max((float.low - float.zero_point) as f32).min((float.high - float.zero_point) as f32);
+                let limited =
+                    product.max((float.low - float.zero_point) as f32).min((float.high - float.zero_point) as f32);
                 let steps = (limited + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
                 (steps + float.zero_point) as u8
             }
@@ -157,7 +158,8 @@ impl LinearKernel {
         let mut rest = OutputBlock::new(out, geometry.out_channels)?;
         rayon::scope(|scope| {
             for (thread, (scratch, result)) in scratches.iter_mut().zip(&mut results).enumerate() {
-                let end = if thread + 1 == threads { geometry.out_channels } else { blocks * (thread + 1) / threads * step };
+                let end =
+                    if thread + 1 == threads { geometry.out_channels } else { blocks * (thread + 1) / threads * step };
                 let (part, after) = rest.split_channels(end);
                 rest = after;
                 let task = move || *result = self.conv.run_block(input, 0..rows, self.finish.borrowed(), part, scratch);
@@ -229,7 +231,10 @@ pub(crate) enum StepKernel {
     /// Products of two activations, with plain loops.
     MatMul(Box<Finish>),
     /// Sum of two unsigned tensors of one shape; the operands change places where the flag says so.
-    Add { add: Add, is_swapped: bool },
+    Add {
+        add: Add,
+        is_swapped: bool,
+    },
     /// A function of two bytes of tensors of one shape: the output of `a`, `b` at `256 * a + b`.
     Pairs(Box<[u8]>),
     /// A function of one byte.

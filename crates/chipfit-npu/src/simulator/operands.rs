@@ -56,7 +56,13 @@ pub(crate) struct Taps<'a> {
 
 impl<'a> Operands<'a> {
     /// The operands of output pixel `pixel` (row-major) and `channel`, with that channel's weights.
-    pub(crate) fn taps(&'a self, pixel: usize, channel: usize, weights: &'a [i8], overrides: &'a [Override]) -> Taps<'a> {
+    pub(crate) fn taps(
+        &'a self,
+        pixel: usize,
+        channel: usize,
+        weights: &'a [i8],
+        overrides: &'a [Override],
+    ) -> Taps<'a> {
         let geometry = &self.linear.geometry;
         let per_group = geometry.out_channels / geometry.groups;
         Taps {
@@ -100,7 +106,8 @@ impl Taps<'_> {
 
     /// The activation of product `k`, less its zero point.
     pub(crate) fn activation(&self, k: usize) -> i32 {
-        self.activation_index(k).map_or(0, |index| i32::from(self.shared.input[index]) - i32::from(self.shared.zero_point))
+        self.activation_index(k)
+            .map_or(0, |index| i32::from(self.shared.input[index]) - i32::from(self.shared.zero_point))
     }
 
     fn buffered(&self, k: usize) -> i32 {
@@ -117,7 +124,6 @@ impl Taps<'_> {
             (activation - i32::from(self.shared.zero_point)) * (weight - self.weight_zero_point)
         })
     }
-
 
     fn buffered_sum(&self, range: Range<usize>) -> i32 {
         let geometry = &self.shared.linear.geometry;
@@ -246,7 +252,8 @@ pub(crate) struct Pairs<'a> {
 impl Products for Pairs<'_> {
     fn product(&self, k: usize) -> i32 {
         let [left, right] = [0, 1].map(|side| self.bytes[side][self.start[side] + k * self.step[side]]);
-        let left = self.overrides.iter().find(|change| change.k == k).and_then(|change| change.activation).unwrap_or(left);
+        let left =
+            self.overrides.iter().find(|change| change.k == k).and_then(|change| change.activation).unwrap_or(left);
         (i32::from(left) - i32::from(self.zero_points[0])) * (i32::from(right) - i32::from(self.zero_points[1]))
     }
 

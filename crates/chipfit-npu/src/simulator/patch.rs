@@ -176,7 +176,13 @@ fn shortcut<O: Outputs>(
 
 impl<P: Products> Struck<'_, P> {
     /// The stored byte; `clean` is the byte without strikes where it is known.
-    fn byte(&self, of: &[OfOutput<'_>; 3], clean: Option<u8>, requantise: impl Fn(i32) -> u8, is_protected: bool) -> u8 {
+    fn byte(
+        &self,
+        of: &[OfOutput<'_>; 3],
+        clean: Option<u8>,
+        requantise: impl Fn(i32) -> u8,
+        is_protected: bool,
+    ) -> u8 {
         let nothing = OfOutput::default();
         let clean_sum = || self.sum(&nothing);
         let clean_byte = || clean.unwrap_or_else(|| requantise(clean_sum()));

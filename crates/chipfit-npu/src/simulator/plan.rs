@@ -51,7 +51,8 @@ impl Layout {
     /// Gives `tensor` a free buffer: the smallest that holds it, else the largest, enlarged.
     fn assign(&mut self, program: &Program, tensor: TensorId, free: &mut Vec<usize>) {
         let bytes = program.tensor(tensor).elements();
-        let fitting = free.iter().copied().filter(|&at| self.capacities[at] >= bytes).min_by_key(|&at| (self.capacities[at], at));
+        let fitting =
+            free.iter().copied().filter(|&at| self.capacities[at] >= bytes).min_by_key(|&at| (self.capacities[at], at));
         let chosen = fitting.or_else(|| free.iter().copied().max_by_key(|&at| (self.capacities[at], at)));
         let buffer = match chosen {
             Some(at) => {

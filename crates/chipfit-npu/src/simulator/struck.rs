@@ -170,7 +170,14 @@ pub(crate) fn vote_words<'a>(mut replicas: [&'a [Strike]; 3]) -> Vec<Voted<'a>> 
 }
 
 /// The final accumulator of an output under effects on its products and on its accumulator updates.
-pub(crate) fn accumulate<E: Effect>(taps: &impl Products, words: &Words, output: u64, bias: i32, mul: &[E], acc: &[E]) -> i32 {
+pub(crate) fn accumulate<E: Effect>(
+    taps: &impl Products,
+    words: &Words,
+    output: u64,
+    bias: i32,
+    mul: &[E],
+    acc: &[E],
+) -> i32 {
     let first_product = output * words.products as u64;
     let first_update = output * words.updates() as u64;
     let mut products = mul.iter().peekable();

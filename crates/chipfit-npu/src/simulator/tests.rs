@@ -24,7 +24,12 @@ struct Scattered {
 impl StrikeSource for Scattered {
     fn strikes(&self, key: &DrawKey, step: StepId, replica: u8, out: &mut Vec<Strike>) {
         let mut numbers = Numbers::new(
-            self.seed ^ key.seed ^ key.trial << 8 ^ key.picture << 16 ^ (step.0 as u64) << 32 ^ u64::from(replica) << 48,
+            self.seed
+                ^ key.seed
+                ^ key.trial << 8
+                ^ key.picture << 16
+                ^ (step.0 as u64) << 32
+                ^ u64::from(replica) << 48,
         );
         let count = numbers.below(self.most + 1);
         let first = out.len();

@@ -10,7 +10,7 @@ use crate::program::{Op, Program};
 /// # Errors
 /// [`ProcessorError::Update`] for a name that no linear step has, a position outside the constant, or a weight that is
 /// no int8.
-pub(super) fn apply(program: &Program, deltas: &[TensorDelta]) -> Result<(Program, Vec<usize>), ProcessorError> {
+pub(crate) fn apply(program: &Program, deltas: &[TensorDelta]) -> Result<(Program, Vec<usize>), ProcessorError> {
     let mut changed = program.clone();
     let mut touched = BTreeSet::new();
     for delta in deltas {

@@ -106,7 +106,8 @@ impl Graph {
         let stride = [1 + self.numbers.below(2), 1 + self.numbers.below(2)];
         let pads = [0, 1, 2, 3].map(|at: usize| self.numbers.below(kernel[at % 2]));
         let window = Window { kernel, stride, dilation: [1; 2], pads, count_include_pad: self.numbers.once_in(2) };
-        let out = [0, 1].map(|axis: usize| ([height, width][axis] + pads[axis] + pads[axis + 2] - kernel[axis]) / stride[axis] + 1);
+        let out = [0, 1]
+            .map(|axis: usize| ([height, width][axis] + pads[axis] + pads[axis + 2] - kernel[axis]) / stride[axis] + 1);
         let shape = [channels, out[0], out[1]];
         match self.numbers.below(2) {
             0 => self.builder.push("MaxPool", Op::MaxPool(window), vec![input], &shape),

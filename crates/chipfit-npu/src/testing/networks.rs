@@ -63,8 +63,13 @@ pub fn resnet18(which: ResNet18, seed: u64) -> Program {
 impl Net {
     fn new(seed: u64, shape: &[usize]) -> Self {
         let mut numbers = Numbers::new(seed);
-        let input =
-            Tensor { name: "image".to_owned(), shape: shape.to_vec(), word: Word::Unsigned, scale: 0.0186, zero_point: 114 };
+        let input = Tensor {
+            name: "image".to_owned(),
+            shape: shape.to_vec(),
+            word: Word::Unsigned,
+            scale: 0.0186,
+            zero_point: 114,
+        };
         let bytes = (0..input.elements()).map(|_| (numbers.bits() >> 20) as u8).collect();
         let program = Program {
             tensors: vec![input],
@@ -103,7 +108,14 @@ impl Net {
         Tensor { name: format!("{name}_output"), shape: shape.to_vec(), word: Word::Unsigned, scale, zero_point }
     }
 
-    fn conv(&mut self, name: &str, input: TensorId, channels: usize, [kernel, stride, pad]: [usize; 3], relu: bool) -> TensorId {
+    fn conv(
+        &mut self,
+        name: &str,
+        input: TensorId,
+        channels: usize,
+        [kernel, stride, pad]: [usize; 3],
+        relu: bool,
+    ) -> TensorId {
         let from = self.program.tensor(input).clone();
         let [in_channels, height, width] = from.shape[..] else { panic!("a [C, H, W] tensor") };
         let geometry = ConvGeometry {
@@ -141,9 +153,11 @@ impl Net {
         let bias = vec![0; channels];
         // The real weights have the variance 2 / products.
         let weight_scale = (2.0 / products as f32).sqrt() / 36.0;
-        let conv = Conv::new(Isa::best(), geometry.clone(), &weights, &bias, from.zero_point).expect("a valid convolution");
+        let conv =
+            Conv::new(Isa::best(), geometry.clone(), &weights, &bias, from.zero_point).expect("a valid convolution");
         let mut sums = vec![0; geometry.output().iter().product::<usize>() * channels];
-        conv.accumulate(&self.values[input.0], 0..geometry.output()[0], &mut sums, &mut Scratch::new()).expect("one picture");
+        conv.accumulate(&self.values[input.0], 0..geometry.output()[0], &mut sums, &mut Scratch::new())
+            .expect("one picture");
         let largest = sums.iter().map(|&sum| if relu { sum } else { sum.abs() }).max().unwrap_or(1).max(1);
         let steps = if relu { 255.0 } else { 127.0 };
         let scale = largest as f32 * from.scale * weight_scale / steps;
@@ -189,7 +203,8 @@ impl Net {
     }
 
     fn max_pool(&mut self, name: &str, input: TensorId) -> TensorId {
-        let window = Window { kernel: [3; 2], stride: [2; 2], dilation: [1; 2], pads: [1; 4], count_include_pad: false };
+        let window =
+            Window { kernel: [3; 2], stride: [2; 2], dilation: [1; 2], pads: [1; 4], count_include_pad: false };
         let from = self.program.tensor(input).clone();
         let shape = [from.shape[0], from.shape[1].div_ceil(2), from.shape[2].div_ceil(2)];
         let tensor = Self::tensor(name, &shape, from.scale, from.zero_point);

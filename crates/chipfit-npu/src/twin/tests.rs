@@ -18,6 +18,11 @@ fn clean(program: &Program, input: &[u8]) -> Pass {
     forward_with_accumulators(program, None, &Protection::none(), KEY, Machine::default(), input)
 }
 
+/// Chains and branched programs.
+fn program(seed: u64) -> Program {
+    if seed.is_multiple_of(2) { testing::program(seed) } else { testing::graphs::graph(seed) }
+}
+
 /// The accumulators of a convolution, scattered from the inputs instead of gathered by the outputs.
 fn scattered(linear: &Linear, zero_point: u8, input: &[u8]) -> Vec<i64> {
     let g = &linear.geometry;
@@ -51,7 +56,7 @@ fn scattered(linear: &Linear, zero_point: u8, input: &[u8]) -> Vec<i64> {
 proptest! {
     #[test]
     fn clean_convolutions_equal_scattered_sums(seed: u64) {
-        let program = testing::program(seed);
+        let program = program(seed);
         let input = testing::picture(&program, seed);
         let pass = clean(&program, &input);
         for (step, sums) in program.steps().iter().zip(&pass.accumulators) {
@@ -64,7 +69,7 @@ proptest! {
 
     #[test]
     fn no_strike_and_no_fault_are_the_same_under_any_protection(seed: u64) {
-        let program = testing::program(seed);
+        let program = program(seed);
         let input = testing::picture(&program, seed);
         let expected = clean(&program, &input);
         for vote in [Vote::Output, Vote::Accumulator, Vote::Operation] {
@@ -74,7 +79,7 @@ proptest! {
 
     #[test]
     fn a_flip_before_requantization_is_worth_its_bit(seed: u64) {
-        let program = testing::program(seed);
+        let program = program(seed);
         let input = testing::picture(&program, seed);
         let expected = clean(&program, &input);
         let mut numbers = Numbers::new(seed);
@@ -100,7 +105,7 @@ proptest! {
 
     #[test]
     fn full_protection_removes_every_single_fault(seed: u64) {
-        let program = testing::program(seed);
+        let program = program(seed);
         let input = testing::picture(&program, seed);
         let expected = clean(&program, &input).tensors;
         let mut numbers = Numbers::new(seed);
@@ -124,7 +129,7 @@ proptest! {
 
     #[test]
     fn every_input_word_is_used_as_often_as_its_consumers(seed: u64) {
-        let program = testing::program(seed);
+        let program = program(seed);
         let input = testing::picture(&program, seed);
         let tensors = clean(&program, &input).tensors;
         for (position, step) in program.steps().iter().enumerate() {
