@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::depthwise::{self, DepthPlan};
 use crate::drive::{self, BlockSet, Call};
 use crate::error::{KernelError, check_length};
-use crate::finish::{Finish, Target};
+use crate::finish::{Finish, Place, Probe, Target};
 use crate::geometry::ConvGeometry;
 use crate::isa::Isa;
 use crate::output::OutputBlock;
@@ -173,6 +173,60 @@ impl Conv {
         Ok(())
     }
 
+    /// [`Conv::run`] for whole pictures, which stores the accumulators of some outputs besides: `sums[i]` is that of
+    /// `places[i]`. Places come in ascending order.
+    ///
+    /// # Errors
+    /// As [`Conv::run`]; [`KernelError::Length`] when `sums` is not as long as `places`, [`KernelError::Range`] for a
+    /// place outside the output or out of order.
+    pub fn run_probed<'r>(
+        &self,
+        input: &[u8],
+        rescale: impl Into<Rescale<'r>>,
+        out: &mut [u8],
+        places: &[Place],
+        sums: &mut [i32],
+        scratch: &mut Scratch,
+    ) -> Result<(), KernelError> {
+        check_length("sums", sums.len(), places.len())?;
+        let rescale = rescale.into();
+        let pixels = out.len() / self.geometry.out_channels;
+        if let Some(last) = places.last()
+            && (!places.is_sorted()
+                || last.pixel as usize >= pixels
+                || places.iter().any(|place| place.channel as usize >= self.geometry.out_channels))
+        {
+            let start = last.pixel as usize;
+            return Err(KernelError::Range { what: "places", start, end: start + 1, limit: pixels });
+        }
+        let is_probed = match &self.engine {
+            #[cfg(target_arch = "x86_64")]
+            Engine::Tiles(_) => true,
+            Engine::Blocks(..) => self.isa == Isa::Avx512Vnni || self.isa == Isa::AmxInt8,
+            _ => false,
+        };
+        if !is_probed {
+            self.run(input, 0..self.output[0], rescale, out, scratch)?;
+            let (picture, map) = (self.picture_bytes(), self.output[0] * self.output[1]);
+            for (sum, place) in sums.iter_mut().zip(places) {
+                let (number, pixel) = (place.pixel as usize / map, place.pixel as usize % map);
+                let (row, column) = (pixel / self.output[1], pixel % self.output[1]);
+                let input = &input[number * picture..][..picture];
+                *sum = self.partial(input, row, column, place.channel as usize, self.geometry.products());
+            }
+            return Ok(());
+        }
+        let mut block = OutputBlock::new(out, self.geometry.out_channels)?;
+        rescale.check(self.geometry.out_channels)?;
+        let target = Target::bytes(block.as_mut_ptr(), rescale);
+        let mut call = self.check(input, 0..self.output[0], &block, target)?;
+        call.finish.probe = Some(Probe { places, sums: sums.as_mut_ptr() });
+        // SAFETY: the block lends its pixels and channels to this call alone, and `check` compared their numbers; the
+        // sums are as many as the places.
+        unsafe { self.execute(&call, scratch) };
+        Ok(())
+    }
+
     /// [`Conv::run`] without requantization: `out` takes the accumulators.
     ///
     /// # Errors
@@ -229,7 +283,7 @@ impl Conv {
         if start != limit && start % step != 0 || end != limit && end % step != 0 {
             return Err(KernelError::Range { what: "output channels", start, end, limit });
         }
-        let finish = Finish { target, pitch: limit };
+        let finish = Finish { target, pitch: limit, probe: None };
         Ok(Call { input, pictures, rows, channels, finish })
     }
 

@@ -78,7 +78,7 @@ pub fn requantize_changed<'r>(
             check_length("shifts", fixed.shifts.len(), channels)?;
         }
     }
-    let finish = Finish { target: Target::bytes(out.as_mut_ptr(), rescale), pitch: channels };
+    let finish = Finish { target: Target::bytes(out.as_mut_ptr(), rescale), pitch: channels, probe: None };
     let mut totals = [0_i32; 64];
     for channel in (0..channels).step_by(totals.len()) {
         let count = totals.len().min(channels - channel);

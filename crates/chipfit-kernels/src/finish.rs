@@ -9,6 +9,47 @@ pub(crate) struct Finish<'a> {
     pub(crate) target: Target<'a>,
     /// Elements between two pixels of the output.
     pub(crate) pitch: usize,
+    /// Accumulators that the caller wants to see besides.
+    pub(crate) probe: Option<Probe<'a>>,
+}
+
+/// One output of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Output pixel, row-major, over all pictures of the call.
+    pub pixel: u32,
+    /// Output channel.
+    pub channel: u32,
+}
+
+/// Accumulators that are stored apart while their tile is at hand.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Probe<'a> {
+    /// Ascending.
+    pub(crate) places: &'a [Place],
+    /// One per place.
+    pub(crate) sums: *mut i32,
+}
+
+impl Probe<'_> {
+    /// Stores the accumulators of a tile that are wanted.
+    ///
+    /// # Safety
+    /// `tile.sums` holds the rectangle; `sums` has an element per place, and the caller alone writes them.
+    pub(crate) unsafe fn collect(&self, tile: Tile) {
+        let first = self.places.partition_point(|place| (place.pixel as usize) < tile.pixel);
+        for (at, place) in self.places.iter().enumerate().skip(first) {
+            let pixel = place.pixel as usize - tile.pixel;
+            if pixel >= tile.pixels {
+                break;
+            }
+            let channel = (place.channel as usize).wrapping_sub(tile.channel);
+            if channel < tile.channels {
+                // SAFETY: inside the rectangle, and a place's own element.
+                unsafe { self.sums.add(at).write(tile.sums.add(pixel * tile.pitch + channel).read()) };
+            }
+        }
+    }
 }
 
 /// Bytes or accumulators.

@@ -39,6 +39,7 @@ pub use conv::Conv;
 pub use delta::{DotRun, changed_sums, dot_runs, requantize_changed};
 pub use elementwise::{Add, Rounding, lookup};
 pub use error::KernelError;
+pub use finish::Place;
 pub use geometry::ConvGeometry;
 pub use isa::Isa;
 pub use output::OutputBlock;

@@ -633,13 +633,13 @@ impl Golden {
                         touched.extend((channel..bytes.len()).step_by(channels));
                     }
                 }
-                patch_products(&unit, &outputs, words, replicas, &buffers.overrides, bytes);
+                patch_products(&unit, &outputs, words, replicas, &buffers.overrides, None, bytes);
             }
             (Op::MatMul(product), StepKernel::MatMul(finish), Some(words)) => {
                 let [left, right] = [step.inputs[0], step.inputs[1]].map(|input| scratch.tensors[input.0].as_slice());
                 let right = if step.inputs[0] == step.inputs[1] { untouched.unwrap_or(right) } else { right };
                 let outputs = MatMulOutputs::new(program, step, product, finish, [left, right]);
-                patch_products(&unit, &outputs, words, replicas, &buffers.overrides, bytes);
+                patch_products(&unit, &outputs, words, replicas, &buffers.overrides, None, bytes);
             }
             _ => patch_stored(&unit, replicas, bytes),
         }

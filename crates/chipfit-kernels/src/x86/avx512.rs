@@ -101,6 +101,9 @@ unsafe fn block<const P: usize, const Q: usize>(job: &BlockJob<'_>) {
 pub(crate) unsafe fn finish(finish: &Finish<'_>, tile: Tile) {
     // SAFETY: the caller's promises.
     unsafe {
+        if let Some(probe) = &finish.probe {
+            probe.collect(tile);
+        }
         match finish.target {
             Target::Float(start, float) => finish_float(finish, tile, start, float),
             Target::Sums(start) => finish_sums(finish, tile, start),

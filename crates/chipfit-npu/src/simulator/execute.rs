@@ -3,7 +3,9 @@
 //! For every step: draw the strikes of each picture, put its buffer faults into the input buffer, compute the clean
 //! step for the whole chunk, patch the struck outputs of each picture, and take the buffer faults out again.
 
-use chipfit_kernels::{Isa, Scratch};
+use std::ops::Range;
+
+use chipfit_kernels::{Isa, Place, Scratch};
 
 use crate::faults::{DrawKey, Site, Strike, StrikeSource};
 use crate::machine::Machine;
@@ -14,7 +16,7 @@ use crate::protection::Protection;
 use super::buffers::{Buffers, model_index, stored_index};
 use super::kernel::{Finish, LinearKernel, StepKernel, run_plain};
 use super::operands::{Operands, Override, Pairs, Products, Taps};
-use super::patch::{Outputs, Unit, patch_products, patch_stored};
+use super::patch::{Outputs, Unit, patch_products, patch_stored, struck_outputs};
 use super::plan::Layout;
 use super::struck::Words;
 
@@ -53,6 +55,14 @@ pub(crate) struct Workspace {
     buffers: Vec<Vec<u8>>,
     scratches: Vec<Scratch>,
     strikes: Vec<PictureStrikes>,
+    probes: Probes,
+}
+
+/// Outputs whose clean accumulators are wanted, of all pictures of a chunk.
+#[derive(Debug, Default)]
+struct Probes {
+    places: Vec<Place>,
+    sums: Vec<i32>,
 }
 
 /// The strikes of one step for one picture.
@@ -62,6 +72,8 @@ struct PictureStrikes {
     buffers: Buffers,
     /// What lay in the input buffer in the place of its struck words.
     saved: Vec<u8>,
+    /// Its part of the probes; `None` where they do not serve.
+    probes: Option<Range<usize>>,
 }
 
 impl Workspace {
@@ -69,7 +81,7 @@ impl Workspace {
     pub(crate) fn new(plan: &Plan, threads: usize) -> Self {
         let buffers = plan.layout.capacities.iter().map(|&bytes| vec![0; bytes * plan.layout.chunk]).collect();
         let scratches = (0..threads.max(1)).map(|_| Scratch::new()).collect();
-        Self { buffers, scratches, strikes: Vec::new() }
+        Self { buffers, scratches, strikes: Vec::new(), probes: Probes::default() }
     }
 
     /// Bytes it holds now.
@@ -109,6 +121,10 @@ impl PictureStrikes {
     }
 }
 
+fn failure(step: &Step, what: impl std::fmt::Display) -> ProcessorError {
+    ProcessorError::Engine { processor: "simulator".to_owned(), what: format!("step '{}': {what}", step.name) }
+}
+
 impl Plan {
     /// Bytes of the program's constants, as packed.
     pub(crate) fn bytes(&self) -> usize {
@@ -128,9 +144,9 @@ impl Plan {
         self.keep(input, job, workspace);
         workspace.strikes.resize_with(workspace.strikes.len().max(count), PictureStrikes::default);
         for position in 0..self.program.steps.len() {
-            let Workspace { buffers, scratches, strikes } = workspace;
+            let Workspace { buffers, scratches, strikes, probes } = workspace;
             let strikes = &mut strikes[..count];
-            job.strikes += self.run_step(StepId(position), faults, job.pictures, buffers, scratches, strikes)?;
+            job.strikes += self.run_step(StepId(position), faults, job.pictures, buffers, scratches, strikes, probes)?;
             self.keep(self.program.steps[position].output, job, workspace);
         }
         let output = &workspace.buffers[self.layout.buffer(self.program.output())];
@@ -148,6 +164,7 @@ impl Plan {
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the workspace, taken apart")]
     fn run_step(
         &self,
         id: StepId,
@@ -156,6 +173,7 @@ impl Plan {
         buffers: &mut [Vec<u8>],
         scratches: &mut [Scratch],
         strikes: &mut [PictureStrikes],
+        probes: &mut Probes,
     ) -> Result<u64, ProcessorError> {
         let step = &self.program.steps[id.0];
         let count = pictures.len();
@@ -209,7 +227,19 @@ impl Plan {
                 _ => &buffers[self.layout.buffer(id)][..count * self.program.tensor(id).elements()],
             })
             .collect();
-        self.compute(step, &self.kernels[id.0], &inputs, out, scratches)?;
+        probes.places.clear();
+        if faults.source.is_some() {
+            self.place_probes(id, faults.protection, strikes, probes, scratches.len());
+        }
+        match &self.kernels[id.0] {
+            StepKernel::Linear(kernel) if !probes.places.is_empty() => {
+                probes.sums.resize(probes.places.len(), 0);
+                kernel
+                    .run_probed(inputs[0], out, &probes.places, &mut probes.sums, &mut scratches[0])
+                    .map_err(|error| failure(step, error))?;
+            }
+            kernel => self.compute(step, kernel, &inputs, out, scratches)?,
+        }
         if faults.source.is_some() {
             let elements = self.program.tensor(step.output).elements();
             for (at, (strikes, out)) in strikes.iter().zip(out.chunks_exact_mut(elements.max(1))).enumerate() {
@@ -221,7 +251,8 @@ impl Plan {
                             &bytes[at * length..(at + 1) * length]
                         })
                         .collect();
-                    self.patch(id, faults.protection, &of_picture, strikes, out);
+                    let totals = strikes.probes.clone().map(|range| &probes.sums[range]);
+                    self.patch(id, faults.protection, &of_picture, strikes, totals, out);
                 }
             }
         }
@@ -245,12 +276,8 @@ impl Plan {
         out: &mut [u8],
         scratches: &mut [Scratch],
     ) -> Result<(), ProcessorError> {
-        let fail = |what: String| ProcessorError::Engine {
-            processor: "simulator".to_owned(),
-            what: format!("step '{}': {what}", step.name),
-        };
         match kernel {
-            StepKernel::Linear(kernel) => kernel.run(inputs[0], out, scratches).map_err(|e| fail(e.to_string())),
+            StepKernel::Linear(kernel) => kernel.run(inputs[0], out, scratches).map_err(|error| failure(step, error)),
             StepKernel::MatMul(finish) => {
                 if let Op::MatMul(product) = &step.op {
                     let elements = self.program.tensor(step.output).elements();
@@ -267,12 +294,56 @@ impl Plan {
                 }
                 Ok(())
             }
-            other => run_plain(self.isa, &self.program, step, other, inputs, out).map_err(fail),
+            other => run_plain(self.isa, &self.program, step, other, inputs, out).map_err(|error| failure(step, error)),
+        }
+    }
+
+    /// Lists the struck outputs whose clean accumulators the kernel should store.
+    fn place_probes(
+        &self,
+        id: StepId,
+        protection: &Protection,
+        strikes: &mut [PictureStrikes],
+        probes: &mut Probes,
+        threads: usize,
+    ) {
+        strikes.iter_mut().for_each(|strikes| strikes.probes = None);
+        let (Op::Linear(linear), StepKernel::Linear(kernel)) = (&self.program.steps[id.0].op, &self.kernels[id.0]) else {
+            return;
+        };
+        let [rows, columns] = kernel.map;
+        let (pixels, channels) = (rows * columns, linear.geometry.out_channels);
+        if !kernel.is_probed(threads)
+            || !protection.channels(id).is_empty()
+            || u32::try_from(pixels.saturating_mul(strikes.len())).is_err()
+        {
+            return;
+        }
+        let lanes = self.machine.lanes.get() as usize;
+        let words = Words { products: linear.products(), lanes, product_bits: linear.product_bits() };
+        for (picture, strikes) in strikes.iter_mut().enumerate() {
+            if strikes.is_empty() || !strikes.buffers.weights.is_empty() || !strikes.buffers.overrides.is_empty() {
+                continue;
+            }
+            let first = probes.places.len();
+            probes.places.extend(struck_outputs(&strikes.replicas[0], words, pixels * channels).map(|output| Place {
+                pixel: (picture * pixels + output / channels) as u32,
+                channel: (output % channels) as u32,
+            }));
+            strikes.probes = Some(first..probes.places.len());
         }
     }
 
     /// Patches one picture's struck outputs; `inputs` hold its buffer faults.
-    fn patch(&self, id: StepId, protection: &Protection, inputs: &[&[u8]], strikes: &PictureStrikes, out: &mut [u8]) {
+    fn patch(
+        &self,
+        id: StepId,
+        protection: &Protection,
+        inputs: &[&[u8]],
+        strikes: &PictureStrikes,
+        totals: Option<&[i32]>,
+        out: &mut [u8],
+    ) {
         let step = &self.program.steps[id.0];
         let unit =
             Unit { tensor: self.program.tensor(step.output), flags: protection.channels(id), vote: protection.vote() };
@@ -294,12 +365,12 @@ impl Plan {
                 let outputs = LinearOutputs::new(linear, kernel, operands, &strikes.buffers.weights);
                 outputs.recompute(out);
                 let words = words(linear.products(), linear.product_bits());
-                patch_products(&unit, &outputs, words, replicas, &strikes.buffers.overrides, out);
+                patch_products(&unit, &outputs, words, replicas, &strikes.buffers.overrides, totals, out);
             }
             (Op::MatMul(product), StepKernel::MatMul(finish)) => {
                 let outputs = MatMulOutputs::new(&self.program, step, product, finish, [inputs[0], inputs[1]]);
                 let words = words(product.inner, crate::faults::MATMUL_PRODUCT_BITS);
-                patch_products(&unit, &outputs, words, replicas, &strikes.buffers.overrides, out);
+                patch_products(&unit, &outputs, words, replicas, &strikes.buffers.overrides, totals, out);
             }
             _ => patch_stored(&unit, replicas, out),
         }
@@ -407,7 +478,7 @@ impl Outputs for LinearOutputs<'_> {
         self.finish.apply(output % self.linear.geometry.out_channels, accumulator)
     }
 
-    fn touch(&self, strikes: &[Strike], words: &Words) {
+    fn touch(&self, strikes: &[Strike], words: &Words, has_totals: bool) {
         // Below this the weights stay in the second-level cache anyway.
         if self.linear.weights.len() < 256 << 10 {
             return;
@@ -428,7 +499,9 @@ impl Outputs for LinearOutputs<'_> {
             match lines {
                 None => read ^= self.linear.weights[row + (strike.word % products as u64) as usize].cast_unsigned(),
                 Some(upto) => {
-                    for line in self.linear.weights[row..row + upto.min(products)].iter().step_by(64) {
+                    let upto = upto.min(products);
+                    let range = if has_totals && 2 * upto > products { upto..products } else { 0..upto };
+                    for line in self.linear.weights[row..][range].iter().step_by(64) {
                         read ^= line.cast_unsigned();
                     }
                 }

@@ -2,7 +2,7 @@
 //!
 //! Promises: fault-free bytes equal to those of the twin; nothing here knows of faults.
 
-use chipfit_kernels::{Add, Conv, Fixed, Isa, KernelError, OutputBlock, Pool, Requantize, Rounding, Scratch};
+use chipfit_kernels::{Add, Conv, Fixed, Isa, KernelError, OutputBlock, Place, Pool, Requantize, Rounding, Scratch};
 use chipfit_kernels::{lookup, sum_positions};
 
 use crate::ops;
@@ -127,6 +127,23 @@ impl LinearKernel {
             [scratch] => self.conv.run(input, 0..self.map[0], self.finish.borrowed(), out, scratch),
             many => self.run_divided(input, out, many),
         }
+    }
+
+    /// Whether [`LinearKernel::run_probed`] works with so many threads.
+    pub(crate) fn is_probed(&self, threads: usize) -> bool {
+        self.sums.is_none() && threads == 1
+    }
+
+    /// All outputs, and the accumulators of some.
+    pub(crate) fn run_probed(
+        &self,
+        input: &[u8],
+        out: &mut [u8],
+        places: &[Place],
+        sums: &mut [i32],
+        scratch: &mut Scratch,
+    ) -> Result<(), KernelError> {
+        self.conv.run_probed(input, self.finish.borrowed(), out, places, sums, scratch)
     }
 
     /// One picture, divided by rows, or by channels where the map has few rows.

@@ -23,7 +23,7 @@ pub(crate) trait Outputs {
     /// The biased byte of a final accumulator.
     fn requantise(&self, output: usize, accumulator: i32) -> u8;
     /// Reads ahead what the strikes' partial sums will read, so that the memory works on all of it at once.
-    fn touch(&self, _strikes: &[Strike], _words: &Words) {}
+    fn touch(&self, _strikes: &[Strike], _words: &Words, _has_totals: bool) {}
     /// Accumulators that contain all those whose byte is `clean`, or `None` where that is not known.
     fn interval(&self, output: usize, clean: u8) -> Option<[i32; 2]>;
 }
@@ -72,16 +72,18 @@ impl<P: Products> Struck<'_, P> {
 }
 
 /// Patches a step with products. `overrides` are sorted by output; replicas 1 and 2 are empty where nothing is protected.
+/// `totals` are the clean accumulators of [`struck_outputs`], where they are known; without overrides only.
 pub(crate) fn patch_products<O: Outputs>(
     unit: &Unit<'_>,
     outputs: &O,
     words: Words,
     replicas: [&[Strike]; 3],
     overrides: &[(u64, Override)],
+    totals: Option<&[i32]>,
     out: &mut [u8],
 ) {
     if unit.flags.is_empty() && overrides.is_empty() {
-        return patch_single(unit, outputs, words, replicas[0], out);
+        return patch_single(unit, outputs, words, replicas[0], totals, out);
     }
     let mut cursors = replicas.map(|strikes| Cursor::new(strikes, Some(words)));
     let mut overrides = overrides.chunk_by(|a, b| a.0 == b.0).peekable();
@@ -110,21 +112,91 @@ pub(crate) fn patch_products<O: Outputs>(
     }
 }
 
+/// The outputs below `outputs` with struck products or accumulator updates, ascending.
+pub(crate) fn struck_outputs(strikes: &[Strike], words: Words, outputs: usize) -> impl Iterator<Item = usize> {
+    let mut cursor = Cursor::new(strikes, Some(words));
+    std::iter::from_fn(move || {
+        loop {
+            let output = cursor.peek();
+            let position = usize::try_from(output).ok().filter(|&at| at < outputs)?;
+            let of = cursor.take(output);
+            if !(of.mul.is_empty() && of.acc.is_empty()) {
+                return Some(position);
+            }
+        }
+    })
+}
+
 /// [`patch_products`] where nothing votes and every output reads the buffers.
-fn patch_single<O: Outputs>(unit: &Unit<'_>, outputs: &O, words: Words, strikes: &[Strike], out: &mut [u8]) {
-    outputs.touch(strikes, &words);
+fn patch_single<O: Outputs>(
+    unit: &Unit<'_>,
+    outputs: &O,
+    words: Words,
+    strikes: &[Strike],
+    totals: Option<&[i32]>,
+    out: &mut [u8],
+) {
+    outputs.touch(strikes, &words, totals.is_some());
+    let mut totals = totals.map(<[i32]>::iter);
     let mut cursor = Cursor::new(strikes, Some(words));
     loop {
         let output = cursor.peek();
         let Some(position) = usize::try_from(output).ok().filter(|&at| at < out.len()) else { return };
         let of = cursor.take(output);
         let clean = out[position];
-        let short = if of.acc_out.is_empty() { shortcut(outputs, &words, output, position, clean, &of) } else { None };
+        let total = match &mut totals {
+            Some(totals) if !(of.mul.is_empty() && of.acc.is_empty()) => totals.next().copied(),
+            _ => None,
+        };
+        let short = match total {
+            _ if !of.acc_out.is_empty() => None,
+            Some(total) => shortcut_from(outputs, &words, output, position, total, &of),
+            None => shortcut(outputs, &words, output, position, clean, &of),
+        };
         let byte = short.unwrap_or_else(|| {
             let (products, bias) = (outputs.products(position, &[]), outputs.bias(position));
             outputs.requantise(position, Struck { unit, words, output, products, bias }.sum(&of))
         });
         out[position] = unit.store(byte, of.out);
+    }
+}
+
+/// The byte of an output with a single struck word, from its clean accumulator.
+fn shortcut_from<O: Outputs>(
+    outputs: &O,
+    words: &Words,
+    output: u64,
+    position: usize,
+    total: i32,
+    strikes: &OfOutput<'_>,
+) -> Option<u8> {
+    let byte_after = |delta: i32| outputs.requantise(position, total.wrapping_add(delta));
+    let products = outputs.products(position, &[]);
+    match (strikes.mul, strikes.acc) {
+        ([strike], []) => {
+            let product = products.product((strike.word - output * words.products as u64) as usize);
+            Some(byte_after(strike.change.apply_signed(product, words.product_bits).wrapping_sub(product)))
+        }
+        ([], [strike]) => {
+            // A flip adds or subtracts its bit: if both give one byte, the partial sum does not matter.
+            if let Change::Xor(mask) = strike.change
+                && mask.is_power_of_two()
+            {
+                let byte = byte_after(mask.cast_signed());
+                if byte == byte_after(mask.cast_signed().wrapping_neg()) {
+                    return Some(byte);
+                }
+            }
+            // The shorter way to the partial sum: from the bias up, or from the total down.
+            let upto = words.upto((strike.word - output * words.updates() as u64) as usize);
+            let partial = if 2 * upto <= words.products {
+                outputs.bias(position).wrapping_add(products.sum(0..upto))
+            } else {
+                total.wrapping_sub(products.sum(upto..words.products))
+            };
+            Some(byte_after(strike.change.apply_signed(partial, 32).wrapping_sub(partial)))
+        }
+        _ => None,
     }
 }
 
