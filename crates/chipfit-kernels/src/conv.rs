@@ -2,6 +2,7 @@
 //!
 //! [`Conv`] checks its arguments and holds weights as given and as packed; how a call is cut into chunks is in `drive`.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use crate::depthwise::{self, DepthPlan};
@@ -220,7 +221,8 @@ impl Conv {
         rescale.check(self.geometry.out_channels)?;
         let target = Target::bytes(block.as_mut_ptr(), rescale);
         let mut call = self.check(input, 0..self.output[0], &block, target)?;
-        call.finish.probe = Some(Probe { places, sums: sums.as_mut_ptr() });
+        let probe = Probe { places, sums: sums.as_mut_ptr(), next: Cell::new(0) };
+        call.finish.probe = Some(&probe);
         // SAFETY: the block lends its pixels and channels to this call alone, and `check` compared their numbers; the
         // sums are as many as the places.
         unsafe { self.execute(&call, scratch) };

@@ -168,6 +168,41 @@ mod tests {
         }
 
         #[test]
+        fn probed_sums_are_the_accumulators(
+            side in 1usize..12, pictures in 1usize..4, channels in prop_oneof![1usize..150, Just(64), Just(128)],
+            inputs in prop_oneof![Just(3usize), Just(16), Just(64)], stride in 1usize..3, seed: u64, share in 1usize..40,
+        ) {
+            let mut state = seed | 1;
+            let mut next = || { state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407); state >> 33 };
+            let geometry = crate::ConvGeometry {
+                input: [side; 2], in_channels: inputs, out_channels: channels, groups: 1, kernel: [3; 2],
+                stride: [stride; 2], dilation: [1; 2], pads: [1; 4],
+            };
+            let weights: Vec<i8> = (0..channels * geometry.products()).map(|_| next() as i8).collect();
+            let bias: Vec<i32> = (0..channels).map(|_| next() as i32 % 1000).collect();
+            let input: Vec<u8> = (0..pictures * side * side * inputs).map(|_| next() as u8).collect();
+            let float = Requantize { multipliers: vec![0.0005; channels], zero_point: 3, low: 0, high: 255 };
+            for isa in Isa::available() {
+                let conv = crate::Conv::new(isa, geometry.clone(), &weights, &bias, 7).unwrap();
+                let map = conv.output();
+                let mut scratch = crate::Scratch::new();
+                let mut wanted = vec![0; pictures * map[0] * map[1] * channels];
+                conv.accumulate(&input, 0..map[0], &mut wanted, &mut scratch).unwrap();
+                let picked: Vec<usize> = (0..wanted.len()).filter(|_| next() as usize % share == 0).collect();
+                let place = |&at: &usize| crate::Place { pixel: (at / channels) as u32, channel: (at % channels) as u32 };
+                let places: Vec<crate::Place> = picked.iter().map(place).collect();
+                let (mut out, mut sums) = (vec![0; wanted.len()], vec![i32::MIN; places.len()]);
+                conv.run_probed(&input, &float, &mut out, &places, &mut sums, &mut scratch).unwrap();
+                for (at, sum) in picked.iter().zip(sums) {
+                    prop_assert_eq!(sum, wanted[*at], "{:?}", isa);
+                }
+                let mut plain = vec![0; wanted.len()];
+                conv.run(&input, 0..map[0], &float, &mut plain, &mut scratch).unwrap();
+                prop_assert_eq!(&out, &plain);
+            }
+        }
+
+        #[test]
         fn runs_equal_the_scalar_dot(
             x in prop::collection::vec(any::<u8>(), 2000),
             w in prop::collection::vec(any::<i8>(), 2000),

@@ -1,5 +1,7 @@
 //! From a tile of accumulators to outputs: requantization, store.
 
+use std::cell::Cell;
+
 use crate::requantize::{Fixed, Requantize, Rescale};
 
 /// What becomes of an accumulator, and where it goes.
@@ -10,7 +12,7 @@ pub(crate) struct Finish<'a> {
     /// Elements between two pixels of the output.
     pub(crate) pitch: usize,
     /// Accumulators that the caller wants to see besides.
-    pub(crate) probe: Option<Probe<'a>>,
+    pub(crate) probe: Option<&'a Probe<'a>>,
 }
 
 /// One output of a call.
@@ -23,12 +25,14 @@ pub struct Place {
 }
 
 /// Accumulators that are stored apart while their tile is at hand.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Probe<'a> {
     /// Ascending.
     pub(crate) places: &'a [Place],
     /// One per place.
     pub(crate) sums: *mut i32,
+    /// The first place that the last tile did not lie behind: tiles mostly come in ascending order of pixels.
+    pub(crate) next: Cell<usize>,
 }
 
 impl Probe<'_> {
@@ -37,7 +41,15 @@ impl Probe<'_> {
     /// # Safety
     /// `tile.sums` holds the rectangle; `sums` has an element per place, and the caller alone writes them.
     pub(crate) unsafe fn collect(&self, tile: Tile) {
-        let first = self.places.partition_point(|place| (place.pixel as usize) < tile.pixel);
+        let is_before = |place: &Place| (place.pixel as usize) < tile.pixel;
+        let mut first = self.next.get();
+        if first > 0 && !is_before(&self.places[first - 1]) {
+            first = self.places[..first].partition_point(is_before);
+        }
+        while self.places.get(first).is_some_and(is_before) {
+            first += 1;
+        }
+        self.next.set(first);
         for (at, place) in self.places.iter().enumerate().skip(first) {
             let pixel = place.pixel as usize - tile.pixel;
             if pixel >= tile.pixels {

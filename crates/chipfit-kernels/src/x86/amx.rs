@@ -319,6 +319,12 @@ impl Job<'_> {
                     self.multiply_pair(*pair, channel, sums, per_step, &mut waiting);
                     let [first, second] = pair.map(|(_, pixel)| pixel);
                     if second == first + self.rows && second + self.rows <= self.end {
+                        if let Some(probe) = self.call.finish.probe {
+                            let (pitch, pixels) = (2 * LANES, self.rows);
+                            let tile = Tile { sums, pitch, pixel: first, pixels, channel, channels: pitch };
+                            probe.collect(tile);
+                            probe.collect(Tile { sums: sums.add(pixels * pitch), pixel: second, ..tile });
+                        }
                         let to = bytes.add(first * pitch + channel);
                         waiting = Some(Waiting { scale, sums, to, pitch, left: self.rows });
                     } else {

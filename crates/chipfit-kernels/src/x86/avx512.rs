@@ -101,7 +101,7 @@ unsafe fn block<const P: usize, const Q: usize>(job: &BlockJob<'_>) {
 pub(crate) unsafe fn finish(finish: &Finish<'_>, tile: Tile) {
     // SAFETY: the caller's promises.
     unsafe {
-        if let Some(probe) = &finish.probe {
+        if let Some(probe) = finish.probe {
             probe.collect(tile);
         }
         match finish.target {

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use chipfit_kernels::{Isa, Place, Scratch};
 
-use crate::faults::{DrawKey, Site, Strike, StrikeSource};
+use crate::faults::{DrawKey, Strike, StrikeSource};
 use crate::machine::Machine;
 use crate::processor::ProcessorError;
 use crate::program::{Linear, MatMul, Op, Program, Step, StepId, TensorId};
@@ -476,38 +476,6 @@ impl Outputs for LinearOutputs<'_> {
 
     fn requantise(&self, output: usize, accumulator: i32) -> u8 {
         self.finish.apply(output % self.linear.geometry.out_channels, accumulator)
-    }
-
-    fn touch(&self, strikes: &[Strike], words: &Words, has_totals: bool) {
-        // Below this the weights stay in the second-level cache anyway.
-        if self.linear.weights.len() < 256 << 10 {
-            return;
-        }
-        let (channels, products) = (self.linear.geometry.out_channels, words.products);
-        let updates = words.updates() as u64;
-        let mut read = 0_u8;
-        for strike in strikes {
-            let (output, lines) = match strike.site {
-                Site::Mul => (strike.word / products as u64, None),
-                Site::Acc => {
-                    let output = strike.word / updates;
-                    (output, Some(words.upto((strike.word - output * updates) as usize)))
-                }
-                _ => break,
-            };
-            let row = (output % channels as u64) as usize * products;
-            match lines {
-                None => read ^= self.linear.weights[row + (strike.word % products as u64) as usize].cast_unsigned(),
-                Some(upto) => {
-                    let upto = upto.min(products);
-                    let range = if has_totals && 2 * upto > products { upto..products } else { 0..upto };
-                    for line in self.linear.weights[row..][range].iter().step_by(64) {
-                        read ^= line.cast_unsigned();
-                    }
-                }
-            }
-        }
-        std::hint::black_box(read);
     }
 
     fn interval(&self, output: usize, clean: u8) -> Option<[i32; 2]> {

@@ -22,8 +22,6 @@ pub(crate) trait Outputs {
     fn bias(&self, output: usize) -> i32;
     /// The biased byte of a final accumulator.
     fn requantise(&self, output: usize, accumulator: i32) -> u8;
-    /// Reads ahead what the strikes' partial sums will read, so that the memory works on all of it at once.
-    fn touch(&self, _strikes: &[Strike], _words: &Words, _has_totals: bool) {}
     /// Accumulators that contain all those whose byte is `clean`, or `None` where that is not known.
     fn interval(&self, output: usize, clean: u8) -> Option<[i32; 2]>;
 }
@@ -136,7 +134,6 @@ fn patch_single<O: Outputs>(
     totals: Option<&[i32]>,
     out: &mut [u8],
 ) {
-    outputs.touch(strikes, &words, totals.is_some());
     let mut totals = totals.map(<[i32]>::iter);
     let mut cursor = Cursor::new(strikes, Some(words));
     loop {

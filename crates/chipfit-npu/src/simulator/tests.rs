@@ -175,6 +175,60 @@ proptest! {
     }
 }
 
+/// Steps wide enough for whole tiles and blocks of every instruction set.
+#[test]
+fn wide_steps_equal_the_twin() {
+    let geometry = |input: [usize; 2], in_channels, out_channels, kernel, stride| crate::program::ConvGeometry {
+        input,
+        in_channels,
+        out_channels,
+        groups: 1,
+        kernel: [kernel; 2],
+        stride: [stride; 2],
+        dilation: [1; 2],
+        pads: [kernel / 2; 4],
+    };
+    let mut builder = testing::Builder::new(9, &[5, 9, 9]);
+    let first = builder.linear("Conv", geometry([9, 9], 5, 64, 3, 1), TensorId(0), &[64, 9, 9]);
+    let second = builder.linear("Conv", geometry([9, 9], 64, 96, 3, 2), first, &[96, 5, 5]);
+    builder.linear("Conv", geometry([5, 5], 96, 40, 1, 1), second, &[40, 5, 5]);
+    let program = builder.build();
+    let machine = Machine::default();
+    let pictures = [4, 5, 6];
+    let input: Vec<u8> = pictures.iter().flat_map(|&at| testing::picture(&program, at)).collect();
+    for (seed, protection) in [(1, Protection::none()), (2, Protection::full(&program, Vote::Output))] {
+        let source = Arc::new(Mac { program: program.clone(), seed });
+        let expected = expected(&program, source.as_ref(), &protection, machine, (seed, 0), &pictures, &input);
+        for isa in Isa::available() {
+            for threads in [1, 2] {
+                let options = SimulatorOptions { isa: Some(isa), threads, machine, chunk: Some(2) };
+                let mut simulator = Simulator::new(program.clone(), options)
+                    .unwrap()
+                    .with_faults(source.clone(), seed)
+                    .with_protection(protection.clone());
+                let wanted: Vec<TensorId> = (0..program.tensors().len()).map(TensorId).collect();
+                let request = Request { batch: Batch { pictures: &pictures, input: &input }, trial: 0, wanted: &wanted };
+                let trace = simulator.forward(&request).unwrap();
+                check(&trace, &program, &expected).unwrap_or_else(|error| panic!("{isa:?}, {threads} threads: {error}"));
+            }
+        }
+    }
+}
+
+/// Many strikes on products, updates and accumulators, none on buffers.
+struct Mac {
+    program: Program,
+    seed: u64,
+}
+
+impl StrikeSource for Mac {
+    fn strikes(&self, key: &DrawKey, step: StepId, replica: u8, out: &mut Vec<Strike>) {
+        let seed = self.seed ^ key.picture << 16 ^ (step.0 as u64) << 32 ^ u64::from(replica) << 48;
+        let strikes = testing::strikes(&self.program, &Machine::default(), step, seed, 600);
+        out.extend(strikes.into_iter().filter(|strike| !matches!(strike.site, Site::Weight | Site::Act)));
+    }
+}
+
 #[test]
 fn a_refused_update_changes_nothing() {
     let program = testing::program(1);
