@@ -7,8 +7,8 @@ only where the float value lies within 1e-3 of a tie.
 Models: small random graphs, one operator each (integer_graphs.py); ResNet-8 by ONNX Runtime's own tool in many
 settings; SqueezeNet and EfficientNet-Lite0 by that tool, and by `chipfit quantize`, on real pictures.
 
-The processor's tensors come from `chipfit evaluate --dump all`, or, with CHIPFIT_DUMP, from that program (the example
-`dump` of chipfit-npu: the naive twin).
+The processor's tensors come from `chipfit evaluate --dump all` (the simulator) where the input is a picture, else from
+CHIPFIT_DUMP (the example `dump` of chipfit-npu, built for release: the naive twin).
 """
 
 import collections
@@ -28,11 +28,11 @@ import onnxruntime
 from integer_graphs import BUILDERS, Graph
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from oracle import CHIPFIT, DATA, LONG, SATURATES, SHARED, Failure, Tally, chipfit, require, zoo
+from oracle import CHIPFIT, DATA, LONG, ROOT, SATURATES, SHARED, Failure, Tally, chipfit, require, zoo
 from PIL import Image
 from zoo_accuracy import imagenet_samples, prepare
 
-DUMP = os.environ.get("CHIPFIT_DUMP")
+DUMP = os.environ.get("CHIPFIT_DUMP", str(ROOT / "target/release/examples/dump"))
 # Farthest from a tie (in output steps) at which float arithmetic may round the other way.
 NEAR_TIE = 1e-3
 TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
@@ -42,7 +42,7 @@ FUSED = {"Conv": "QLinearConv", "Add": "QLinearAdd", "Concat": "QLinearConcat", 
 
 def processor_trace(model, pictures, work):
     """The processor's integer tensors by name: [pictures, *shape]."""
-    if DUMP:
+    if pictures.ndim != 4 or pictures.shape[1] not in (1, 3):
         pictures.astype("<f4").tofile(work / "pictures.f32")
         done = subprocess.run([DUMP, model, work / "pictures.f32", work / "trace"], capture_output=True, text=True)
         require(done.returncode == 0, f"the processor refuses it: {done.stderr.strip()}")

@@ -38,7 +38,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// The oracle scripts of tests/python; each prints `N passed, N failed` and exits with 1 when one failed.
-const ORACLES: [&str; 6] = ["node_tests", "opsets", "surroundings", "quantised", "real_models", "quantize_int8"];
+const ORACLES: [&str; 7] =
+    ["node_tests", "opsets", "surroundings", "quantised", "real_models", "quantize_int8", "bit_identity"];
 
 /// Compiles the damage in that the mutation test does to written models; the release build is made without it.
 const MUTANTS: &str = "chipfit/sabotage";
@@ -64,12 +65,14 @@ pub(crate) fn test(repo: &Repo, length: Length) -> Result<()> {
     let surroundings = Surroundings::new(repo, length)?;
     surroundings.rust_tests(repo)?;
     run(&mut repo.cargo(&["build", "--release", "--package", "chipfit"]))?;
+    run(&mut repo.cargo(&["build", "--release", "--package", "chipfit-npu", "--example", "dump"]))?;
     let mut failed = Vec::new();
     for script in ORACLES {
         let mut command = repo.command(&surroundings.oracle_python, &[&format!("tests/python/{script}.py")]);
         if length == Length::Long {
             command.arg("--long");
         }
+        command.env("CHIPFIT_DUMP", repo.built("release/examples/dump"));
         if run(surroundings.give_to(&mut command).env("CHIPFIT", repo.built("release/chipfit"))).is_err() {
             failed.push(script);
         }

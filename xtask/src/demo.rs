@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::Length;
-use crate::setup::{models, venv};
+use crate::setup::{environment, models, venv};
 use crate::shell::{Repo, run};
 
 /// Rewrites a real text detector, quantised and not, proves both, and times all four files in ONNX Runtime.
@@ -30,6 +30,17 @@ pub(crate) fn bench(repo: &Repo, arguments: &[&str]) -> Result<()> {
     let chipfit = build(repo)?;
     let mut command = repo.command(python, &["benches/deconv.py"]);
     run(command.args(arguments).env("CHIPFIT", chipfit).env("CHIPFIT_DATA", data))
+}
+
+/// Measures the simulated processor; the arguments go to the script.
+pub(crate) fn bench_processor(repo: &Repo, arguments: &[&str]) -> Result<()> {
+    let python =
+        environment(repo, "venv-processor", "benches/requirements-processor.txt", "import torch, onnxruntime")?;
+    let chipfit = build(repo)?;
+    run(&mut repo.cargo(&["build", "--release", "--quiet", "--package", "chipfit-npu", "--example", "worker"]))?;
+    let mut command = repo.command(python, &["benches/processor.py"]);
+    command.arg("--worker").arg(repo.built("release/examples/worker"));
+    run(command.args(arguments).env("CHIPFIT", chipfit))
 }
 
 /// The command, as users get it.

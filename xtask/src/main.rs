@@ -27,6 +27,8 @@ cargo xtask CHORE
   venv [--long]   make the Python environment of the oracles (onnx, onnxruntime, numpy, pillow; --long: OpenVINO)
   bench [ARG..]   measure every form in ONNX Runtime and OpenVINO, write the tables of docs/benchmarks.md
   arm             build the kernels' tests for AArch64 and run them under user-mode emulation (Debian packages, 190 MB)
+  bench processor [ARG..]
+                  measure the simulated processor beside ONNX Runtime, PyTorch and PyTorchFI (docs/benchmarks-processor.md)
   gen [--check]   regenerate the ONNX schema's code; --check fails when it is stale
 ";
 
@@ -53,6 +55,7 @@ fn run() -> Result<()> {
         ("data", []) => setup::data(&repo).map(drop)?,
         ("venv", []) => setup::venv(&repo, Length::Normal).map(drop)?,
         ("venv", ["--long"]) => setup::venv(&repo, Length::Long).map(drop)?,
+        ("bench", ["processor", rest @ ..]) => demo::bench_processor(&repo, rest)?,
         ("bench", rest) => demo::bench(&repo, rest)?,
         ("arm", []) => arm::test(&repo)?,
         ("gen", []) => checks::generate(&repo, &[])?,

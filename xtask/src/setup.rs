@@ -21,13 +21,16 @@ pub(crate) fn venv(repo: &Repo, length: Length) -> Result<PathBuf> {
         Length::Normal => ("venv", "tests/python/requirements.txt"),
         Length::Long => ("venv-long", "benches/requirements.txt"),
     };
+    environment(repo, name, requirements, "import onnx, onnxruntime")
+}
+
+/// A Python environment of this name with the packages that a file lists; `probe` is a statement that must work in it.
+pub(crate) fn environment(repo: &Repo, name: &str, requirements: &str, probe: &str) -> Result<PathBuf> {
     let folder = repo.cache(name);
     let python = folder.join("bin/python");
     let stamp = folder.join("requirements.txt");
     let wanted = fs::read_to_string(repo.path(requirements)).with_context(|| format!("reading {requirements}"))?;
-    if fs::read_to_string(&stamp).is_ok_and(|made| made == wanted)
-        && works(Command::new(&python).args(["-c", "import onnx, onnxruntime"]))
-    {
+    if fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) && works(Command::new(&python).args(["-c", probe])) {
         return Ok(python);
     }
     if !works(Command::new("python3").args(["-c", "import venv, ensurepip"])) {

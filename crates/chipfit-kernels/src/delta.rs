@@ -24,8 +24,15 @@ pub fn changed_sums(isa: Isa, changes: &[(u32, i16)], rows: &[i8], out: &mut [i3
     }
     #[cfg(target_arch = "x86_64")]
     if isa.uses_avx512() {
+        let is_small = channels % 64 == 0 && changes.iter().all(|&(_, change)| (-128..128).contains(&change));
         // SAFETY: AVX-512 VNNI is available, and every k was checked against `rows`.
-        unsafe { crate::x86::delta::changed_sums(changes, rows, out) };
+        unsafe {
+            if is_small {
+                crate::x86::delta::small_changed_sums(changes, rows, out);
+            } else {
+                crate::x86::delta::changed_sums(changes, rows, out);
+            }
+        }
         return Ok(());
     }
     let _ = isa;
@@ -141,10 +148,12 @@ mod tests {
     proptest! {
         #[test]
         fn changed_sums_equal_the_scalar_loop(
-            channels in 1usize..200,
+            channels in prop_oneof![1usize..200, Just(64), Just(192)],
+            most in prop_oneof![Just(1i16), Just(127), Just(255)],
             changes in prop::collection::vec((0u32..20, -255i16..=255), 0..40),
             seed: u64,
         ) {
+            let changes: Vec<(u32, i16)> = changes.into_iter().map(|(k, change)| (k, change.clamp(-most, most))).collect();
             let mut state = seed;
             let rows: Vec<i8> = (0..20 * channels)
                 .map(|_| { state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407); (state >> 56) as i8 })

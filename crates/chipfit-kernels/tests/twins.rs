@@ -4,8 +4,8 @@
 mod common;
 
 use chipfit_kernels::{
-    Add, Conv, ConvGeometry, Isa, KernelError, OutputBlock, Pool, Requantize, Rounding, Scratch, dot, lookup,
-    sum_positions,
+    Add, Conv, ConvGeometry, DotRun, Isa, KernelError, OutputBlock, Pool, Requantize, Rounding, Scratch, changed_sums,
+    dot, dot_runs, lookup, sum_positions,
 };
 use common::{Case, Numbers, random_geometry};
 
@@ -187,6 +187,42 @@ fn dot_products_of_every_length() {
         let (x, w) = (numbers.bytes(length), numbers.weights(length));
         let expected: i32 = x.iter().zip(&w).map(|(&x, &w)| i32::from(x) * i32::from(w)).sum();
         assert_eq!(dot(&x, &w), expected, "{length}");
+    }
+}
+
+#[test]
+fn changes_and_runs_equal_the_naive_loops() {
+    for seed in 0..100 {
+        let mut numbers = Numbers(seed);
+        let channels = numbers.within(1, 150);
+        let rows = numbers.weights(20 * channels);
+        let changes: Vec<(u32, i16)> = (0..numbers.within(0, 30))
+            .map(|_| (numbers.within(0, 19) as u32, numbers.within(0, 510) as i16 - 255))
+            .collect();
+        let sums: Vec<i32> = (0..channels)
+            .map(|channel| {
+                let product =
+                    |&(k, change): &(u32, i16)| i32::from(change) * i32::from(rows[k as usize * channels + channel]);
+                changes.iter().map(product).sum()
+            })
+            .collect();
+        let (x, w) = (numbers.bytes(700), numbers.weights(700));
+        let runs: Vec<DotRun> = (0..numbers.within(0, 4))
+            .map(|_| DotRun { x: numbers.within(0, 300), w: numbers.within(0, 300), length: numbers.within(0, 400) })
+            .collect();
+        let zero_point = numbers.next() as u8;
+        let mut dot = 0;
+        for run in &runs {
+            for index in 0..run.length {
+                dot += (i32::from(x[run.x + index]) - i32::from(zero_point)) * i32::from(w[run.w + index]);
+            }
+        }
+        for isa in Isa::available() {
+            let mut out = vec![-1; channels];
+            changed_sums(isa, &changes, &rows, &mut out).expect("sizes");
+            assert_eq!(out, sums, "{} {seed}", isa.name());
+            assert_eq!(dot_runs(isa, zero_point, &x, &w, &runs), dot, "{} {seed}", isa.name());
+        }
     }
 }
 

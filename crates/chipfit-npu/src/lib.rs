@@ -26,6 +26,6 @@ pub use faults::{Change, DrawKey, Faults, FaultsError, FaultsFile, Listed, Site,
 pub use machine::Machine;
 pub use processor::{Batch, Processor, ProcessorError, Request, TensorDelta, Trace};
 pub use program::{Op, Program, Step, StepId, Tensor, TensorId};
-pub use propagate::{Golden, Masking, Propagator, StruckWord, TrialOutcome, TrialScratch};
+pub use propagate::{Golden, Masking, Propagator, StruckWord, TrialBatch, TrialOutcome, TrialScratch};
 pub use protection::{Protection, Vote};
 pub use simulator::{Simulator, SimulatorOptions};

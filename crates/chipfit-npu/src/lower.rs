@@ -164,6 +164,7 @@ impl<'m, 'i> Lowering<'m, 'i> {
         let needed = self.needed(output);
         for position in self.index.topological_order(0)? {
             if needed.contains(&position) {
+                self.check_arity(position)?;
                 self.lower_node(position)?;
             }
         }
@@ -195,6 +196,36 @@ impl<'m, 'i> Lowering<'m, 'i> {
                 return Ok(());
             }
             return self.lower_on_integers(position, from);
+        }
+        Ok(())
+    }
+
+    /// Refuses a node that lacks inputs or outputs which every use of its operator has.
+    fn check_arity(&self, position: usize) -> Result<(), LowerError> {
+        const TWO: [&str; 12] = [
+            "QuantizeLinear",
+            "DequantizeLinear",
+            "Conv",
+            "ConvTranspose",
+            "Gemm",
+            "MatMul",
+            "Add",
+            "Mul",
+            "Sub",
+            "Div",
+            "PRelu",
+            "Gather",
+        ];
+        let node = self.node(position);
+        let least = match node.op_type.as_deref().unwrap_or_default() {
+            "Constant" => 0,
+            name if TWO.contains(&name) => 2,
+            _ => 1,
+        };
+        let given = node.input.iter().take_while(|name| !name.is_empty()).count();
+        if given < least || node.output.first().is_none_or(String::is_empty) {
+            let what = format!("{given} inputs and {} outputs", node.output.len());
+            return Err(self.unsupported(position, &what, "correct the model"));
         }
         Ok(())
     }
@@ -250,6 +281,11 @@ impl<'m, 'i> Lowering<'m, 'i> {
         let Some(dims) = known.known_dims() else {
             return Err(LowerError::UnknownShape { node, name: name.to_owned(), shape: known.to_string() });
         };
+        let elements = dims.iter().try_fold(1usize, |product, &length| product.checked_mul(length));
+        if elements.is_none_or(|elements| elements > MOST_ELEMENTS) {
+            let what = format!("'{name}' has the shape {dims:?}");
+            return Err(self.unsupported(position, &what, "use smaller pictures"));
+        }
         match dims.split_first() {
             Some((&batch, picture)) if batch == self.batch => Ok(picture.to_vec()),
             _ => Err(LowerError::MixesPictures {
@@ -290,8 +326,11 @@ fn op_type(node: &NodeProto) -> String {
     }
 }
 
+/// No tensor of a batch may have more elements: a file's shapes alone must not ask for memory without bounds.
+const MOST_ELEMENTS: usize = 1 << 28;
+
 /// What follows the last integer tensor, and that tensor.
 type Ending = (TensorId, Head);
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

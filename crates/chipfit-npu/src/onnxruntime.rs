@@ -74,7 +74,8 @@ impl OnnxRuntimeProcessor {
                 Word::Signed => DataType::Int8,
             };
             let picture = tensor.shape.iter().map(|&length| DimSpec::Known(length as i64));
-            let dims: Vec<DimSpec> = std::iter::once(DimSpec::Named("chipfit_batch".to_owned())).chain(picture).collect();
+            let dims: Vec<DimSpec> =
+                std::iter::once(DimSpec::Named("chipfit_batch".to_owned())).chain(picture).collect();
             graph.output.push(value_info(&name, dtype, &dims));
         }
         exposed.to_bytes().map(Bytes::from).map_err(failure)
@@ -244,3 +245,6 @@ fn order(model: &Model, linear: &Linear, dims: &[usize]) -> Option<Vec<usize>> {
     let &[inner, columns] = dims else { return None };
     Some((0..elements).map(|at| at % columns * inner + at / columns).collect())
 }
+
+#[cfg(test)]
+mod tests;

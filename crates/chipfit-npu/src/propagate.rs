@@ -27,8 +27,8 @@ use crate::processor::{Batch, Processor, ProcessorError, Request};
 use crate::program::{Op, Program, Step, StepId, TensorId};
 use crate::protection::Protection;
 use crate::simulator::Simulator;
-use crate::simulator::execute::{LinearOutputs, MatMulOutputs, Plan};
 use crate::simulator::buffers::Buffers;
+use crate::simulator::execute::{LinearOutputs, MatMulOutputs, Plan};
 use crate::simulator::kernel::{StepKernel, run_plain};
 use crate::simulator::operands::Operands;
 use crate::simulator::patch::{Unit, patch_products, patch_stored};
@@ -67,6 +67,67 @@ pub struct TrialScratch {
     linear: linear::LinearScratch,
 }
 
+/// Memory of trials that go through the network together on one thread.
+#[derive(Debug)]
+pub struct TrialBatch {
+    lanes: Vec<TrialScratch>,
+    kernel: Scratch,
+    input: Vec<u8>,
+    output: Vec<u8>,
+}
+
+impl TrialBatch {
+    /// Room for `lanes` trials at once, at least 1; each costs a copy of the activations. 16 to 32 fill the kernels.
+    pub fn new(lanes: usize) -> Self {
+        let lanes = (0..lanes.max(1)).map(|_| TrialScratch::new()).collect();
+        Self { lanes, kernel: Scratch::new(), input: Vec::new(), output: Vec::new() }
+    }
+
+    /// Bytes it holds now.
+    pub fn memory_bytes(&self) -> usize {
+        let lanes: usize = self.lanes.iter().map(TrialScratch::memory_bytes).sum();
+        lanes + self.kernel.bytes() + self.input.capacity() + self.output.capacity()
+    }
+}
+
+/// A trial on its way.
+#[derive(Debug)]
+struct Running {
+    by_step: BTreeMap<StepId, Vec<Strike>>,
+    /// The first struck step.
+    first: usize,
+    outcome: TrialOutcome,
+    died: Option<(StepId, Masking)>,
+}
+
+impl Running {
+    /// Notes what a step has left.
+    fn settle(
+        &mut self,
+        golden: &Golden,
+        id: StepId,
+        scratch: &TrialScratch,
+        is_reached: bool,
+        word: Option<StruckWord>,
+    ) {
+        let output = golden.shared.program().steps()[id.0].output;
+        let count = scratch.changes[output.0].count;
+        let outcome = &mut self.outcome;
+        outcome.steps_reached += 1;
+        outcome.changed_elements.push((id, count));
+        if count == 0 {
+            let how = match (is_reached, &word) {
+                (true, _) => Masking::Absorbed,
+                (false, Some(word)) if word.before == word.after => Masking::Word,
+                (false, None) if outcome.struck.is_none() => Masking::Word,
+                _ => Masking::Output,
+            };
+            self.died = Some((id, how));
+        }
+        outcome.struck = outcome.struck.or(word);
+    }
+}
+
 impl Propagator {
     /// Transposes the weights of a simulator's program; its protection is kept, its faults are not.
     pub fn new(simulator: &Simulator) -> Self {
@@ -77,7 +138,9 @@ impl Propagator {
             .iter()
             .zip(&plan.kernels)
             .map(|(step, kernel)| match (&step.op, kernel) {
-                (Op::Linear(linear), StepKernel::Linear(kernel)) if linear.geometry.groups == 1 && kernel.is_symmetric() => {
+                (Op::Linear(linear), StepKernel::Linear(kernel))
+                    if linear.geometry.groups == 1 && kernel.is_symmetric() =>
+                {
                     let (channels, products) = (linear.geometry.out_channels, linear.products());
                     let mut rows = vec![0; channels * products];
                     for (channel, row) in linear.weights.chunks_exact(products).enumerate() {
@@ -144,7 +207,7 @@ impl TrialScratch {
         Self::default()
     }
 
-    /// Bytes it holds now; at most [`Golden::scratch_bound`] once trials of one program have used it.
+    /// Bytes it holds now: at most the activations of one picture, a list of 8 KiB per tensor, and kernel scratch.
     pub fn memory_bytes(&self) -> usize {
         let tensors: usize = self.tensors.iter().map(Vec::capacity).sum();
         let lists: usize = self.changes.iter().map(|changes| changes.list.capacity() * 4).sum();
@@ -205,46 +268,166 @@ impl Golden {
     ///
     /// # Errors
     /// [`ProcessorError::Engine`] for a step that the program does not have, or when a step kept in float fails.
-    pub fn trial(&self, strikes: &[(StepId, Strike)], scratch: &mut TrialScratch) -> Result<TrialOutcome, ProcessorError> {
+    pub fn trial(
+        &self,
+        strikes: &[(StepId, Strike)],
+        scratch: &mut TrialScratch,
+    ) -> Result<TrialOutcome, ProcessorError> {
+        let mut running = self.begin(strikes, scratch)?;
+        for position in running.first..self.shared.program().steps().len() {
+            self.advance(StepId(position), &mut running, scratch, false)?;
+        }
+        Ok(self.end(running, scratch))
+    }
+
+    /// [`Golden::trial`] for many trials: those whose changes have grown to whole maps go through a step together.
+    /// Outcomes come in the order of `trials`.
+    ///
+    /// # Errors
+    /// As [`Golden::trial`].
+    pub fn trials(
+        &self,
+        trials: &[Vec<(StepId, Strike)>],
+        batch: &mut TrialBatch,
+    ) -> Result<Vec<TrialOutcome>, ProcessorError> {
+        let mut outcomes: Vec<TrialOutcome> = Vec::with_capacity(trials.len());
+        // Those that outlive their first step wait until every lane has one.
+        let mut alive: Vec<(usize, Running)> = Vec::new();
+        for (number, strikes) in trials.iter().enumerate() {
+            let lane = &mut batch.lanes[alive.len()];
+            let mut running = self.begin(strikes, lane)?;
+            outcomes.push(TrialOutcome::default());
+            if running.by_step.is_empty() {
+                continue;
+            }
+            let first = StepId(running.first);
+            self.advance(first, &mut running, lane, false)?;
+            let output = self.shared.program().steps()[first.0].output;
+            if running.by_step.len() == 1 && lane.changes[output.0].count == 0 {
+                outcomes[number] = self.end(running, lane);
+                continue;
+            }
+            running.first += 1;
+            alive.push((number, running));
+            if alive.len() == batch.lanes.len() {
+                self.finish_together(&mut alive, batch, &mut outcomes)?;
+            }
+        }
+        self.finish_together(&mut alive, batch, &mut outcomes)?;
+        Ok(outcomes)
+    }
+
+    /// Takes trials through the rest of the network, step by step.
+    fn finish_together(
+        &self,
+        alive: &mut Vec<(usize, Running)>,
+        batch: &mut TrialBatch,
+        outcomes: &mut [TrialOutcome],
+    ) -> Result<(), ProcessorError> {
+        let steps = self.shared.program().steps().len();
+        let first = alive.iter().map(|(_, running)| running.first).min().unwrap_or(steps);
+        let mut together = Vec::new();
+        for position in first..steps {
+            together.clear();
+            for (lane, (_, running)) in alive.iter_mut().enumerate() {
+                if position >= running.first && self.advance(StepId(position), running, &mut batch.lanes[lane], true)? {
+                    together.push(lane);
+                }
+            }
+            if !together.is_empty() {
+                self.run_together(StepId(position), &together, batch)?;
+                for &lane in &together {
+                    alive[lane].1.settle(self, StepId(position), &batch.lanes[lane], true, None);
+                }
+            }
+        }
+        for (lane, (number, running)) in alive.drain(..).enumerate() {
+            outcomes[number] = self.end(running, &batch.lanes[lane]);
+        }
+        Ok(())
+    }
+
+    fn begin(&self, strikes: &[(StepId, Strike)], scratch: &mut TrialScratch) -> Result<Running, ProcessorError> {
         scratch.restore(self);
-        let program = self.shared.program();
+        let steps = self.shared.program().steps().len();
         let mut by_step: BTreeMap<StepId, Vec<Strike>> = BTreeMap::new();
         for &(step, strike) in strikes {
-            if step.0 >= program.steps().len() {
+            if step.0 >= steps {
                 let what = format!("the program has no step {}", step.0);
                 return Err(ProcessorError::Engine { processor: "propagation".to_owned(), what });
             }
             by_step.entry(step).or_default().push(strike);
         }
         by_step.values_mut().for_each(|list| list.sort_unstable());
-        let mut outcome = TrialOutcome::default();
-        let first = by_step.keys().next().map_or(program.steps().len(), |step| step.0);
-        let mut died = None;
-        for position in first..program.steps().len() {
-            let (id, step) = (StepId(position), &program.steps()[position]);
-            let list = by_step.get(&id).map_or(&[][..], Vec::as_slice);
-            let is_reached = step.inputs.iter().any(|input| scratch.changes[input.0].count > 0);
-            if list.is_empty() && !is_reached {
-                continue;
-            }
-            let word = self.step(id, step, list, is_reached, scratch, outcome.struck.is_none())?;
-            let count = scratch.changes[step.output.0].count;
-            outcome.steps_reached += 1;
-            outcome.changed_elements.push((id, count));
-            if count == 0 {
-                let how = match (is_reached, &word) {
-                    (true, _) => Masking::Absorbed,
-                    (false, Some(word)) if word.before == word.after => Masking::Word,
-                    (false, None) if outcome.struck.is_none() => Masking::Word,
-                    _ => Masking::Output,
-                };
-                died = Some((id, how));
-            }
-            outcome.struck = outcome.struck.or(word);
+        let first = by_step.keys().next().map_or(steps, |step| step.0);
+        Ok(Running { by_step, first, outcome: TrialOutcome::default(), died: None })
+    }
+
+    /// Takes a trial through one step; `true` where the whole step is to be computed together with other trials.
+    fn advance(
+        &self,
+        id: StepId,
+        running: &mut Running,
+        scratch: &mut TrialScratch,
+        may_wait: bool,
+    ) -> Result<bool, ProcessorError> {
+        let step = &self.shared.program().steps()[id.0];
+        let list = running.by_step.get(&id).map_or(&[][..], Vec::as_slice);
+        let is_reached = step.inputs.iter().any(|input| scratch.changes[input.0].count > 0);
+        if list.is_empty() && !is_reached {
+            return Ok(false);
         }
-        outcome.is_output_changed = scratch.changes[program.output().0].count > 0;
-        outcome.masked_at = if outcome.is_output_changed { None } else { died };
-        Ok(outcome)
+        if may_wait && list.is_empty() && self.is_whole(id, step, scratch) {
+            return Ok(true);
+        }
+        let word = self.step(id, step, list, is_reached, scratch, running.outcome.struck.is_none())?;
+        running.settle(self, id, scratch, is_reached, word);
+        Ok(false)
+    }
+
+    /// Whether a linear step is best computed again as a whole.
+    fn is_whole(&self, id: StepId, step: &Step, scratch: &TrialScratch) -> bool {
+        match (&step.op, &self.shared.plan.kernels[id.0]) {
+            (Op::Linear(linear), StepKernel::Linear(kernel)) => {
+                let shared = linear::Shared {
+                    linear,
+                    kernel,
+                    transposed: self.shared.transposed[id.0].as_deref(),
+                    sums: &self.accumulators[id.0],
+                    isa: self.shared.plan.isa,
+                };
+                shared.is_whole(&scratch.changes[step.inputs[0].0])
+            }
+            _ => false,
+        }
+    }
+
+    /// One linear step of several trials, as a batch.
+    fn run_together(&self, id: StepId, lanes: &[usize], batch: &mut TrialBatch) -> Result<(), ProcessorError> {
+        let step = &self.shared.program().steps()[id.0];
+        let StepKernel::Linear(kernel) = &self.shared.plan.kernels[id.0] else { return Ok(()) };
+        let output = self.shared.program().tensor(step.output);
+        let (rows, row_bytes) = rows_of(output);
+        let (input, elements) = (step.inputs[0], output.elements());
+        batch.input.clear();
+        for &lane in lanes {
+            batch.input.extend_from_slice(&batch.lanes[lane].tensors[input.0]);
+        }
+        batch.output.resize(lanes.len() * elements, 0);
+        kernel.run(&batch.input, &mut batch.output, std::slice::from_mut(&mut batch.kernel)).map_err(engine)?;
+        for (&lane, bytes) in lanes.iter().zip(batch.output.chunks_exact(elements.max(1))) {
+            let lane = &mut batch.lanes[lane];
+            lane.tensors[step.output.0].copy_from_slice(bytes);
+            lane.changes[step.output.0].compare(bytes, &self.tensors[step.output.0], 0..rows, row_bytes);
+        }
+        Ok(())
+    }
+
+    fn end(&self, running: Running, scratch: &TrialScratch) -> TrialOutcome {
+        let mut outcome = running.outcome;
+        outcome.is_output_changed = scratch.changes[self.shared.program().output().0].count > 0;
+        outcome.masked_at = if outcome.is_output_changed { None } else { running.died };
+        outcome
     }
 
     /// Computes one step again: from its changed inputs, then its strikes.
@@ -342,12 +525,11 @@ impl Golden {
             };
             return shared.propagate(&from, to, &mut scratch.linear, &mut scratch.kernel).map_err(engine);
         }
-        let is_elementwise = matches!(
-            kernel,
-            StepKernel::Add { .. } | StepKernel::Pairs(_) | StepKernel::Table(_) | StepKernel::Copy
-        );
+        let is_elementwise =
+            matches!(kernel, StepKernel::Add { .. } | StepKernel::Pairs(_) | StepKernel::Table(_) | StepKernel::Copy);
         let span = |scratch: &TrialScratch| {
-            let of_inputs = step.inputs.iter().map(|input| scratch.changes[input.0].rows.clone()).filter(|rows| !rows.is_empty());
+            let of_inputs =
+                step.inputs.iter().map(|input| scratch.changes[input.0].rows.clone()).filter(|rows| !rows.is_empty());
             of_inputs.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
         };
         if is_elementwise && untouched.is_none() && buffers.activations.is_empty() {
@@ -371,14 +553,17 @@ impl Golden {
             }
             if let Some(rows) = span(scratch).filter(|_| same_rows(program, step)) {
                 let range = rows.start * row_bytes..(rows.end * row_bytes).min(bytes.len());
-                let inputs: Vec<&[u8]> = step.inputs.iter().map(|input| &scratch.tensors[input.0][range.clone()]).collect();
+                let inputs: Vec<&[u8]> =
+                    step.inputs.iter().map(|input| &scratch.tensors[input.0][range.clone()]).collect();
                 let out = &mut bytes[range];
                 run_elementwise(&self.shared.plan, program, step, kernel, &inputs, out)?;
                 changes.compare(bytes, golden, rows, row_bytes);
                 return Ok(());
             }
         }
-        if let (StepKernel::MaxPool(pool), true, Some(rows_in)) = (kernel, buffers.activations.is_empty(), span(scratch)) {
+        if let (StepKernel::MaxPool(pool), true, Some(rows_in)) =
+            (kernel, buffers.activations.is_empty(), span(scratch))
+        {
             let out_rows = reading_rows(rows_in, rows, pool.kernel[0], pool.stride[0], pool.dilation[0], pool.pads[0]);
             let range = out_rows.start * row_bytes..out_rows.end * row_bytes;
             let input = &scratch.tensors[step.inputs[0].0];
@@ -420,10 +605,12 @@ impl Golden {
         let program = self.shared.program();
         let protection = &self.shared.protection;
         let plan = &self.shared.plan;
-        let unit = Unit { tensor: program.tensor(step.output), flags: protection.channels(id), vote: protection.vote() };
+        let unit =
+            Unit { tensor: program.tensor(step.output), flags: protection.channels(id), vote: protection.vote() };
         let replicas = [strikes, &[], &[]];
         let words = story::words(program, step, &plan.machine);
-        touched.extend(strikes.iter().filter_map(|strike| story::output_of(strike, words)).filter(|&at| at < bytes.len()));
+        touched
+            .extend(strikes.iter().filter_map(|strike| story::output_of(strike, words)).filter(|&at| at < bytes.len()));
         touched.extend(buffers.overrides.iter().map(|&(output, _)| output as usize));
         match (&step.op, &plan.kernels[id.0], words) {
             (Op::Linear(linear), StepKernel::Linear(kernel), Some(words)) => {
@@ -493,7 +680,14 @@ fn run_elementwise(
 }
 
 /// Output rows of a window that read input rows `rows`.
-fn reading_rows(rows: Range<usize>, limit: usize, kernel: usize, stride: usize, dilation: usize, pad: usize) -> Range<usize> {
+fn reading_rows(
+    rows: Range<usize>,
+    limit: usize,
+    kernel: usize,
+    stride: usize,
+    dilation: usize,
+    pad: usize,
+) -> Range<usize> {
     let reach = (kernel - 1) * dilation;
     let first = (rows.start + pad).saturating_sub(reach).div_ceil(stride).min(limit);
     let end = ((rows.end + pad).saturating_sub(1) / stride + 1).min(limit);
@@ -501,7 +695,13 @@ fn reading_rows(rows: Range<usize>, limit: usize, kernel: usize, stride: usize, 
 }
 
 /// Adds outputs that strikes touched to the changes.
-fn merge(changes: &mut Changes, mut touched: Vec<usize>, bytes: &[u8], golden: &[u8], (rows, row_bytes): (usize, usize)) {
+fn merge(
+    changes: &mut Changes,
+    mut touched: Vec<usize>,
+    bytes: &[u8],
+    golden: &[u8],
+    (rows, row_bytes): (usize, usize),
+) {
     if changes.is_long {
         touched.sort_unstable();
         let (first, last) = (touched[0] / row_bytes.max(1), touched[touched.len() - 1] / row_bytes.max(1));

@@ -12,8 +12,10 @@ const NAME_LETTERS: usize = 32;
 
 /// Draws the picture.
 pub(crate) fn draw(bars: &Bars) -> String {
-    let row = (620.0 / bars.bars.len() as f64).clamp(14.0, 24.0);
-    let bar_height = row * 0.62;
+    let count = bars.bars.len() as f64;
+    // High enough for the upright title, too.
+    let row = (620.0 / count).clamp(14.0, 24.0).max((width_of(&bars.name_title) + 8.0) / count);
+    let bar_height = (row * 0.62).min(15.0);
     let name_width = bars.bars.iter().map(|bar| width_of(&shorten(&bar.name, NAME_LETTERS))).fold(0.0, f64::max);
     let value_text = |value: f64| number::value(value, bars.unit, 3);
     let value_width = bars.bars.iter().map(|bar| width_of(&value_text(bar.value))).fold(0.0, f64::max);
@@ -21,7 +23,7 @@ pub(crate) fn draw(bars: &Bars) -> String {
     let highest = bars.bars.iter().map(|bar| bar.high).fold(0.0, f64::max);
     let (from, to, ticks) = scale::nice(0.0, highest, 6, bars.unit);
     let axis = Linear { from, to, at: [left, right] };
-    let bottom = TOP + row * bars.bars.len() as f64;
+    let bottom = TOP + row * count;
 
     let mut svg = Svg::new(WIDTH, bottom + 48.0);
     for tick in &ticks {

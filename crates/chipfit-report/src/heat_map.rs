@@ -80,6 +80,7 @@ pub(crate) fn draw(map: &HeatMap) -> String {
             svg.text("tick", [x, top - 6.0], Anchor::Middle, column);
         }
     }
+    let gap = if cell_width.min(cell_height) < 9.0 { 0.3 } else { 1.0 };
     let has_values = cell_width >= 42.0 && cell_height >= 18.0;
     for (number, (row, cells)) in map.rows.iter().zip(&map.cells).enumerate() {
         let y = top + number as f64 * cell_height;
@@ -90,7 +91,7 @@ pub(crate) fn draw(map: &HeatMap) -> String {
             let x = left + number as f64 * cell_width;
             let title = format!("{row}, {} {column}\n{}", map.x_title, cell_text(map, cell.as_ref()));
             let class = cell.map_or_else(|| "unmeasured".to_owned(), |cell| format!("q{}", shading.shade(cell.value)));
-            svg.rect(&class, [x + 0.5, y + 0.5], [cell_width - 1.0, cell_height - 1.0], &title);
+            svg.rect(&class, [x + gap / 2.0, y + gap / 2.0], [cell_width - gap, cell_height - gap], &title);
             if let (true, Some(cell)) = (has_values, cell) {
                 let class = format!("cell-value v{}", shading.shade(cell.value));
                 let text = number::value(cell.value, map.unit, 2);
@@ -118,17 +119,22 @@ fn draw_legend(svg: &mut Svg, map: &HeatMap, shading: &Shading, [left, y]: [f64;
     } else {
         svg.text("legend-title", [start, y - 6.0], Anchor::Start, &map.value_title);
     }
-    for shade in 0..SHADES {
+    // Where all is 0 there is one shade.
+    let shades = if shading.high > 0.0 { SHADES } else { 1 };
+    for shade in 0..shades {
         let x = start + shade as f64 * SWATCH;
         svg.rect(&format!("q{shade}"), [x, y], [SWATCH, 13.0], "");
     }
     let bounds: Vec<String> = (0..=SHADES).map(|shade| number::value(shading.bound(shade), map.unit, 2)).collect();
     let is_dense = bounds.iter().any(|bound| width_of(bound) + 4.0 > SWATCH);
     for (shade, bound) in bounds.iter().enumerate().step_by(if is_dense { 3 } else { 1 }) {
+        if shade > 0 && shades == 1 {
+            break;
+        }
         svg.text("tick", [start + shade as f64 * SWATCH, y + 28.0], Anchor::Middle, bound);
     }
     if has_gaps {
-        let x = start + SHADES as f64 * SWATCH + 22.0;
+        let x = start + shades as f64 * SWATCH + 22.0;
         svg.rect("unmeasured", [x, y], [18.0, 13.0], "");
         svg.text("tick", [x + 23.0, y + 10.5], Anchor::Start, "no trials");
     }

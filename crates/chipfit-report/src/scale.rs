@@ -55,7 +55,7 @@ fn ticks(from: f64, to: f64, step: f64, unit: Unit) -> Vec<Tick> {
     let shown_step = if unit == Unit::Percent { step * 100.0 } else { step };
     let decimals = usize::try_from(-(shown_step.log10() + 1e-9).floor() as i64).unwrap_or(0);
     let label = |value: f64| {
-        if value != 0.0 && (shown_step < 1e-4 || value.abs() >= 1e7) {
+        if shown_step < 1e-4 || value.abs() >= 1e7 {
             return number::value(value, unit, 3);
         }
         match unit {
@@ -118,6 +118,7 @@ mod tests {
         assert!((to - 0.015).abs() < 1e-12);
         assert_eq!(labels(&ticks), ["0.0%", "0.5%", "1.0%", "1.5%"]);
         assert_eq!(labels(&nice(0.0, 0.0, 5, Unit::Number).2), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
+        assert_eq!(labels(&nice(0.0, 2e-5, 4, Unit::Number).2), ["0", "5.00e-6", "1.00e-5", "1.50e-5", "2.00e-5"]);
         assert_eq!(labels(&inside(0.1, 0.9, 5, Unit::Number)), ["0.2", "0.4", "0.6", "0.8"]);
         assert_eq!(labels(&decades(-9.1, -3.9, 10)), ["10⁻⁹", "10⁻⁸", "10⁻⁷", "10⁻⁶", "10⁻⁵", "10⁻⁴"]);
         assert_eq!(labels(&decades(-9.1, -3.9, 3)), ["10⁻⁸", "10⁻⁶", "10⁻⁴"]);

@@ -9,10 +9,11 @@ use anyhow::{Context, Result};
 use chipfit_kernels::Isa;
 use chipfit_npu::faults::{Faults, FaultsFile};
 use chipfit_npu::lower::{LowerOptions, Requantize};
-use chipfit_npu::protection::plan::PlanFile;
+use chipfit_npu::onnxruntime::OnnxRuntimeProcessor;
+use chipfit_npu::protection::PlanFile;
 use chipfit_npu::simulator::{Simulator, SimulatorOptions};
 use chipfit_npu::{Processor, Program, Protection};
-use chipfit_run::engine::Places;
+use chipfit_run::engine::{OnnxRuntime, Places, SessionOptions};
 use clap::{Args, ValueEnum};
 
 use crate::failure::usage;
@@ -168,8 +169,9 @@ impl ProcessorFlags {
                     None => Places::from_environment(),
                 };
                 let model = options::open(path)?;
-                let _ = (model, places);
-                Err(usage("--processor onnxruntime: pending"))
+                let runtime = OnnxRuntime::find(&places)?
+                    .with_options(SessionOptions { threads: self.threads(), ..SessionOptions::default() });
+                Ok(Box::new(OnnxRuntimeProcessor::new(&model, program, runtime)?))
             }
         }
     }

@@ -130,7 +130,9 @@ pub(crate) fn largest_avx2(input: &[u8], windows: &[Option<Window>], channels: u
             // SAFETY: a chunk is 32 writable bytes.
             unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), max) };
         }
-        largest_from(input, Some(window), channels / 32 * 32, out);
+        if !channels.is_multiple_of(32) {
+            largest_from(input, Some(window), channels / 32 * 32, out);
+        }
     }
 }
 

@@ -55,6 +55,57 @@ pub(crate) unsafe fn dot_runs<const CENTERED: bool>(zero_point: u8, x: &[u8], w:
     _mm512_reduce_add_epi32(_mm512_sub_epi32(products, correction))
 }
 
+/// As [`crate::delta::changed_sums`] where every change fits an i8 and `out` has a multiple of 64 channels.
+///
+/// Four rows are interleaved, so that each 32-bit lane holds four products of one channel. The product instruction takes
+/// an unsigned and a signed byte: weights go in plus 128, and 128 times the sum of the changes is taken off again.
+///
+/// # Safety
+/// AVX-512 F, BW, VL and VNNI are available; every k is below `rows.len() / out.len()`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(crate) unsafe fn small_changed_sums(changes: &[(u32, i16)], rows: &[i8], out: &mut [i32]) {
+    let channels = out.len();
+    let total = changes.iter().map(|&(_, change)| i32::from(change)).sum::<i32>();
+    let correction = _mm512_set1_epi32(128 * total);
+    let flip = _mm512_set1_epi8(-128);
+    let last = changes.last().map_or(0, |&(k, _)| k);
+    for first in (0..channels).step_by(64) {
+        let mut sums = [_mm512_setzero_si512(); 4];
+        let row = |k: u32| {
+            // SAFETY: k's row lies in `rows` and has 64 channels from `first` on.
+            let bytes = unsafe { _mm512_loadu_si512(rows.as_ptr().add(k as usize * channels + first).cast()) };
+            _mm512_xor_si512(bytes, flip)
+        };
+        for four in changes.chunks(4) {
+            // Missing taps are changes of 0.
+            let tap = |at: usize| four.get(at).copied().unwrap_or((last, 0));
+            let taps = [tap(0), tap(1), tap(2), tap(3)];
+            let [a, b, c, d] = taps.map(|(k, _)| row(k));
+            let factors = _mm512_set1_epi32(i32::from_le_bytes(taps.map(|(_, change)| change as u8)));
+            let (low, high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
+            let (low2, high2) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
+            sums[0] = _mm512_dpbusd_epi32(sums[0], _mm512_unpacklo_epi16(low, low2), factors);
+            sums[1] = _mm512_dpbusd_epi32(sums[1], _mm512_unpackhi_epi16(low, low2), factors);
+            sums[2] = _mm512_dpbusd_epi32(sums[2], _mm512_unpacklo_epi16(high, high2), factors);
+            sums[3] = _mm512_dpbusd_epi32(sums[3], _mm512_unpackhi_epi16(high, high2), factors);
+        }
+        for (at, sum) in sums.into_iter().enumerate() {
+            let sum = _mm512_sub_epi32(sum, correction);
+            // Each 128-bit part holds four channels of its sixteen.
+            let parts = [
+                _mm512_extracti32x4_epi32::<0>(sum),
+                _mm512_extracti32x4_epi32::<1>(sum),
+                _mm512_extracti32x4_epi32::<2>(sum),
+                _mm512_extracti32x4_epi32::<3>(sum),
+            ];
+            for (part, four) in parts.into_iter().enumerate() {
+                // SAFETY: `out` has 64 channels from `first` on.
+                unsafe { _mm_storeu_si128(out.as_mut_ptr().add(first + 16 * part + 4 * at).cast(), four) };
+            }
+        }
+    }
+}
+
 /// As [`crate::delta::changed_sums`].
 ///
 /// # Safety

@@ -12,6 +12,9 @@ use crate::ops::formula::quantize;
 use crate::ops::function::{Function, table};
 use crate::program::{Op, TensorId, Window};
 
+/// A step to come: its node, what it computes, and the shape of its result where that changes.
+type Planned = (usize, Op, Option<Vec<usize>>);
+
 /// A node that commutes with rounding.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
@@ -63,7 +66,7 @@ impl Lowering<'_, '_> {
         let is_pool = |link: &Link| matches!(link.kind, LinkKind::MaxPool(..));
         let first = links.iter().position(is_function);
         let last = links.iter().rposition(is_function);
-        let (mut plan, needs_table): (Vec<(usize, Op, Option<Vec<usize>>)>, bool) = match (first, last) {
+        let (mut plan, needs_table): (Vec<Planned>, bool) = match (first, last) {
             (Some(first), Some(last)) => {
                 if let Some(pool) = links[first..=last].iter().find(|link| is_pool(link)) {
                     let what = "a maximum pool between functions that are not quantised";
@@ -169,9 +172,9 @@ impl Lowering<'_, '_> {
 }
 
 /// Neighbouring moves made one, where they fill in one value at most.
-fn merged(plan: Vec<(usize, Op, Option<Vec<usize>>)>) -> Vec<(usize, Op, Option<Vec<usize>>)> {
+fn merged(plan: Vec<Planned>) -> Vec<Planned> {
     use crate::program::Source;
-    let mut merged: Vec<(usize, Op, Option<Vec<usize>>)> = Vec::new();
+    let mut merged: Vec<Planned> = Vec::new();
     for step in plan {
         if let (Some((_, Op::Move { sources: first, fill: first_fill }, _)), (_, Op::Move { sources, fill }, _)) =
             (merged.last(), &step)

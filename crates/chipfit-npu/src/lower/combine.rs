@@ -87,9 +87,12 @@ impl<'m> Lowering<'m, '_> {
             tables.push((Grid::of(from) != Grid::of(&to)).then(|| table(from, &to, &[])));
             inputs.push(id);
         }
-        let lengths: usize = inputs.iter().map(|id| self.tensors[id.0].shape[axis]).sum();
-        if lengths != to.shape[axis] {
-            let what = format!("inputs of {lengths} in all along an axis of {}", to.shape[axis]);
+        let like = |shape: &[usize]| {
+            shape.len() == to.shape.len() && (0..shape.len()).all(|at| at == axis || shape[at] == to.shape[at])
+        };
+        let shapes: Vec<&[usize]> = inputs.iter().map(|id: &TensorId| self.tensors[id.0].shape.as_slice()).collect();
+        if !shapes.iter().all(|shape| like(shape)) || shapes.iter().map(|s| s[axis]).sum::<usize>() != to.shape[axis] {
+            let what = format!("inputs of shapes {shapes:?} for an output of {:?}", to.shape);
             return Err(self.unsupported(position, &what, "correct the model"));
         }
         self.add_step(position, Op::Concat { axis, tables }, inputs, output);
@@ -103,6 +106,7 @@ impl<'m> Lowering<'m, '_> {
         let picture = self.tensors[input.0].shape.clone();
         let kernel = self.kernel_shape(position)?;
         let window = self.window(position, &kernel, &picture)?;
+        self.check_channels(position, input, output)?;
         let is_global = picture.get(1..) == Some(kernel.as_slice()) && window.pads == [0; 4];
         if is_global && window.dilation == [1, 1] {
             self.add_step(position, Op::GlobalAveragePool, vec![input], output);
@@ -110,6 +114,15 @@ impl<'m> Lowering<'m, '_> {
         }
         self.add_step(position, Op::AveragePool(window), vec![input], output);
         Ok(())
+    }
+
+    fn check_channels(&self, position: usize, input: TensorId, output: TensorId) -> Result<(), LowerError> {
+        let (from, to) = (&self.tensors[input.0], &self.tensors[output.0]);
+        if from.channels() == to.channels() {
+            return Ok(());
+        }
+        let what = format!("shapes {:?} and {:?} of its input and output", from.shape, to.shape);
+        Err(self.unsupported(position, &what, "correct the model"))
     }
 
     /// The GlobalAveragePool at `position`, or the ReduceMean over all axes of a map.
@@ -130,8 +143,13 @@ impl<'m> Lowering<'m, '_> {
                 return Err(self.unsupported(position, &what, "only the mean over all axes of the map is supported"));
             }
         }
-        if rank < 2 {
-            return Err(self.unsupported(position, "an input without a map", "correct the model"));
+        self.check_channels(position, input, output)?;
+        if rank < 2 || self.tensors[output.0].elements() != self.tensors[output.0].channels() {
+            return Err(self.unsupported(
+                position,
+                "an input without a map, or an output with one",
+                "correct the model",
+            ));
         }
         self.add_step(position, Op::GlobalAveragePool, vec![input], output);
         Ok(())

@@ -148,6 +148,10 @@ impl<'m> Lowering<'m, '_> {
             pads: [0; 4],
         };
         let weights = (weights, axis, turned);
+        if self.tensors[output.0].elements() != rows * columns {
+            let what = format!("its output is declared {:?}", self.tensors[output.0].shape);
+            return Err(self.unsupported(position, &what, "correct the model"));
+        }
         if picture.len() == 1 {
             return self.add_linear(position, (input, output), geometry, weights, range);
         }
@@ -184,7 +188,8 @@ impl<'m> Lowering<'m, '_> {
         else {
             return Err(self.mixes(position, &format!("shapes {:?} and {:?}, batch aside", left.shape, right.shape)));
         };
-        if batch != other || inner != inner_too {
+        let made = batch.iter().copied().chain([rows, columns]);
+        if batch != other || inner != inner_too || !made.eq(result.shape.iter().copied()) {
             let what = format!("shapes {:?} and {:?}, batch aside", left.shape, right.shape);
             return Err(self.unsupported(position, &what, "give both operands the same leading axes"));
         }

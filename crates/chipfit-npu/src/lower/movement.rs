@@ -100,9 +100,11 @@ impl Lowering<'_, '_> {
         let Some(known) = KNOWN.into_iter().find(|known| is_op(node, known)) else { return Ok(None) };
         let from = self.picture(position, &node.input[0])?;
         let shape = self.picture(position, output)?;
-        let (elements, limit) = (shape.iter().product::<usize>(), u32::MAX as usize);
-        if elements >= limit || from.iter().product::<usize>() >= limit {
-            return Err(self.unsupported(position, "a tensor of over 4 billion elements", "use a smaller picture"));
+        let elements = shape.iter().product::<usize>();
+        let keeps_rank = ["Transpose", "Pad", "Slice", "Split", "Resize", "Upsample"].contains(&known);
+        if keeps_rank && shape.len() != from.len() {
+            let what = format!("shapes {from:?} and {shape:?} of its input and output");
+            return Err(self.unsupported(position, &what, "correct the model"));
         }
         let movement = match known {
             "Transpose" => self.transpose(position, &from, shape)?,
@@ -200,7 +202,7 @@ impl Lowering<'_, '_> {
             for axis in 0..lengths.len() {
                 let (c, length) = (at[axis] as i64 - begins[axis], lengths[axis]);
                 there[axis] = match mode.as_str() {
-                    "edge" => c.clamp(0, length - 1),
+                    "edge" => c.min(length - 1).max(0),
                     "reflect" if length > 1 => {
                         let c = c.rem_euclid(2 * (length - 1));
                         if c < length { c } else { 2 * (length - 1) - c }
@@ -236,7 +238,7 @@ impl Lowering<'_, '_> {
             let axis = self.picture_axis(position, axes[at], from.len())?;
             let length = from[axis] as i64;
             let start = if starts[at] < 0 { starts[at].saturating_add(length) } else { starts[at] };
-            begin[axis] = if steps[at] > 0 { start.clamp(0, length) } else { start.clamp(0, length - 1) };
+            begin[axis] = if steps[at] > 0 { start.clamp(0, length) } else { start.min(length - 1).max(0) };
             step[axis] = steps[at];
         }
         Ok(Movement::by_coordinates(from, shape, 0.0, |at, there| {
@@ -266,7 +268,11 @@ impl Lowering<'_, '_> {
         let length = from[axis] as i64;
         let values: Vec<i64> = indices.to_i64_vec().unwrap_or_default();
         let values: Vec<i64> = values.into_iter().map(|v| if v < 0 { v + length } else { v }).collect();
-        if rank > 1 || values.is_empty() || values.iter().any(|v| !(0..length).contains(v)) {
+        if rank > 1
+            || shape.len() + 1 != from.len() + rank
+            || values.is_empty()
+            || values.iter().any(|v| !(0..length).contains(v))
+        {
             return Err(self.unsupported(position, "indices of two axes, or out of range", "use Slice"));
         }
         Ok(Movement::by_coordinates(from, shape, 0.0, |at, there| {
@@ -348,7 +354,7 @@ impl Lowering<'_, '_> {
                         "round_prefer_ceil" => (there + 0.5).floor(),
                         _ => (there - 0.5).ceil(),
                     };
-                    (there as i64).clamp(0, from[axis] as i64 - 1)
+                    (there as i64).min(from[axis] as i64 - 1).max(0)
                 };
                 (0..shape[axis]).map(place).collect()
             })

@@ -104,6 +104,11 @@ impl<'m> Lowering<'m, '_> {
         let link = |kind| Some((Some(Link { position, kind }), first.as_str()));
         if let Some(function) = self.function(position)? {
             let from = if self.index.constant(0, first).is_some() { node.input[1].as_str() } else { first };
+            let (before, after) = (self.picture(position, from)?, self.picture(position, output)?);
+            if before != after {
+                let what = format!("it turns the shape {before:?} into {after:?}");
+                return Err(self.unsupported(position, &what, "give its constant no more axes than its input"));
+            }
             return Ok(Some((Some(Link { position, kind: LinkKind::Function(function) }), from)));
         }
         if is_op(node, "MaxPool") || is_op(node, "GlobalMaxPool") {

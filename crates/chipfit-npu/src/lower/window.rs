@@ -78,6 +78,10 @@ impl Lowering<'_, '_> {
                 "export the model without unpooling",
             ));
         }
+        if picture.first() != result.first() {
+            let what = format!("shapes {picture:?} and {result:?} of its input and output");
+            return Err(self.unsupported(position, &what, "correct the model"));
+        }
         if is_op(node, "GlobalMaxPool") {
             let size = picture.get(1..).unwrap_or_default().to_vec();
             let mut window = self.window(position, &size, &picture)?;

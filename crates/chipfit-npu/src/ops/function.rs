@@ -205,26 +205,35 @@ fn horner(x: f32, coefficients: &[f32]) -> f32 {
     rest.iter().fold(*first, |sum, &coefficient| sum.mul_add(x, coefficient))
 }
 
+#[expect(clippy::excessive_precision, reason = "the coefficients as they were published")]
 fn sigmoid(x: f32) -> f32 {
-    const ODD: [f32; 5] = [4.370_31e-11, 1.156_273_25e-7, 6.085_749e-5, 8.513_771e-3, 2.482_879_5e-1];
-    const EVEN: [f32; 6] =
-        [6.102_473_9e-13, 5.761_021_4e-9, 6.291_068e-6, 1.701_988_2e-3, 1.168_176_56e-1, 0.993_151_9];
+    const ODD: [f32; 5] =
+        [4.37031012579801e-11, 1.15627324459942e-07, 6.08574864600143e-05, 8.51377133304701e-03, 2.48287947061529e-01];
+    const EVEN: [f32; 6] = [
+        6.10247389755681e-13,
+        5.76102136993427e-09,
+        6.29106785017040e-06,
+        1.70198817374094e-03,
+        1.16817656904453e-01,
+        9.93151921023180e-01,
+    ];
     let x = x.clamp(-18.0, 18.0);
     let square = x * x;
     (horner(square, &ODD) * x / horner(square, &EVEN) + 0.5).clamp(0.0, 1.0)
 }
 
+#[expect(clippy::excessive_precision, reason = "the coefficients as they were published")]
 fn tanh(x: f32) -> f32 {
     const ODD: [f32; 7] = [
-        -2.760_768_48e-16,
-        2.000_187_9e-13,
-        -8.604_672e-11,
-        5.122_297_1e-8,
-        1.485_722_36e-5,
-        6.372_619_3e-4,
-        4.893_524_6e-3,
+        -2.76076847742355e-16,
+        2.00018790482477e-13,
+        -8.60467152213735e-11,
+        5.12229709037114e-08,
+        1.48572235717979e-05,
+        6.37261928875436e-04,
+        4.89352455891786e-03,
     ];
-    const EVEN: [f32; 4] = [1.198_258_4e-6, 1.185_347_1e-4, 2.268_434_63e-3, 4.893_525e-3];
+    const EVEN: [f32; 4] = [1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03];
     let x = x.clamp(-9.0, 9.0);
     let square = x * x;
     horner(square, &ODD) * x / horner(square, &EVEN)

@@ -1,5 +1,7 @@
 //! Changed activations through a linear step: few by sparse products on golden accumulators, many by rows.
 
+use std::ops::Range;
+
 use chipfit_kernels::{Isa, KernelError, Scratch, changed_sums, requantize_changed};
 
 use super::changes::Changes;
@@ -63,8 +65,8 @@ pub(super) struct Output<'a> {
 /// Rough speeds, in MACs per nanosecond: of sparse products, and of the kernels on some rows of one picture.
 fn speeds(isa: Isa) -> (f64, f64) {
     match isa {
-        Isa::AmxInt8 => (25.0, 500.0),
-        Isa::Avx512Vnni => (25.0, 200.0),
+        Isa::AmxInt8 => (24.0, 800.0),
+        Isa::Avx512Vnni => (24.0, 270.0),
         Isa::Scalar => (1.0, 1.0),
         _ => (1.0, 50.0),
     }
@@ -79,33 +81,53 @@ impl Shared<'_> {
         scratch: &mut LinearScratch,
         kernel: &mut Scratch,
     ) -> Result<(), KernelError> {
-        let geometry = &self.linear.geometry;
-        let row = geometry.input[1] * geometry.in_channels;
-        let struck_rows = from.struck.iter().map(|&(index, _)| index / row.max(1));
-        let rows = struck_rows.fold(from.changes.rows.clone(), |rows, at| {
-            if rows.is_empty() { at..at + 1 } else { rows.start.min(at)..rows.end.max(at + 1) }
-        });
-        let [height, width] = self.kernel.map;
-        let out_rows =
-            reading_rows(rows, height, geometry.kernel[0], geometry.stride[0], geometry.dilation[0], geometry.pads[0]);
-        let out_row_bytes = width * geometry.out_channels;
+        let out_rows = self.reached_rows(from.changes, from.struck);
+        let out_row_bytes = self.kernel.map[1] * self.linear.geometry.out_channels;
         if out_rows.is_empty() {
             return Ok(());
         }
-        if let (Some(transposed), false) = (self.transposed, from.changes.is_long) {
-            let (sparse, dense) = speeds(self.isa);
-            let readers = geometry.kernel.iter().product::<usize>() as f64 / geometry.stride.iter().product::<usize>() as f64;
-            let count = (from.changes.list.len() + from.struck.len()) as f64;
-            let few = count * readers.max(1.0) * geometry.out_channels as f64 / sparse;
-            let rows = (out_rows.len() * out_row_bytes * self.linear.products()) as f64 / dense + 1000.0;
-            if few < rows {
-                return self.by_changes(from, to, transposed, scratch);
-            }
+        if let (Some(transposed), true) = (self.transposed, self.is_sparse(from.changes, from.struck.len(), &out_rows))
+        {
+            return self.by_changes(from, to, transposed, scratch);
         }
         let range = out_rows.start * out_row_bytes..out_rows.end * out_row_bytes;
         self.kernel.run_rows(from.working, out_rows.clone(), &mut to.working[range], kernel)?;
         to.changes.compare(to.working, to.golden, out_rows, out_row_bytes);
         Ok(())
+    }
+
+    /// Output rows that read a changed activation.
+    fn reached_rows(&self, changes: &Changes, struck: &[(usize, u8)]) -> Range<usize> {
+        let geometry = &self.linear.geometry;
+        let row = geometry.input[1] * geometry.in_channels;
+        // A product with a matrix has one row, whatever the tensor's shape.
+        let changed = if geometry.input[0] == 1 && changes.count > 0 { 0..1 } else { changes.rows.clone() };
+        let rows = struck.iter().map(|&(index, _)| index / row.max(1)).fold(changed, |rows, at| {
+            if rows.is_empty() { at..at + 1 } else { rows.start.min(at)..rows.end.max(at + 1) }
+        });
+        let (kernel, stride) = (geometry.kernel[0], geometry.stride[0]);
+        reading_rows(rows, self.kernel.map[0], kernel, stride, geometry.dilation[0], geometry.pads[0])
+    }
+
+    /// Whether sparse products are expected to be faster than the kernels on `out_rows`.
+    fn is_sparse(&self, changes: &Changes, struck: usize, out_rows: &Range<usize>) -> bool {
+        if changes.is_long || self.transposed.is_none() {
+            return false;
+        }
+        let geometry = &self.linear.geometry;
+        let (sparse, dense) = speeds(self.isa);
+        let readers =
+            geometry.kernel.iter().product::<usize>() as f64 / geometry.stride.iter().product::<usize>() as f64;
+        let count = (changes.list.len() + struck) as f64;
+        let few = count * readers.max(1.0) * geometry.out_channels as f64 / sparse;
+        let outputs = out_rows.len() * self.kernel.map[1] * geometry.out_channels;
+        few < (outputs * self.linear.products()) as f64 / dense + 1000.0
+    }
+
+    /// Whether all or most rows are best computed by the kernels.
+    pub(super) fn is_whole(&self, changes: &Changes) -> bool {
+        let out_rows = self.reached_rows(changes, &[]);
+        4 * out_rows.len() >= 3 * self.kernel.map[0] && !self.is_sparse(changes, 0, &out_rows)
     }
 
     fn by_changes(
@@ -161,10 +183,16 @@ impl Shared<'_> {
                     let position = y * geometry.input[1] + x;
                     let (start, count) = starts[position];
                     let list = &differences[start as usize..(start + count) as usize];
-                    taps.extend(list.iter().map(|&(index, difference)| {
+                    for &(index, difference) in list {
                         let channel = index as usize - position * geometry.in_channels;
-                        ((tap * geometry.in_channels + channel) as u32, difference)
-                    }));
+                        let k = (tap * geometry.in_channels + channel) as u32;
+                        // In parts that fit a byte, which the kernels prefer.
+                        let half = difference / 2;
+                        match difference {
+                            -128..128 => taps.push((k, difference)),
+                            _ => taps.extend([(k, half), (k, difference - half)]),
+                        }
+                    }
                 }
                 if taps.is_empty() {
                     continue;
@@ -172,7 +200,13 @@ impl Shared<'_> {
                 changed_sums(self.isa, taps, transposed, sums)?;
                 let pixel = (row * self.kernel.map[1] + column) * channels;
                 let golden = &to.golden[pixel..pixel + channels];
-                requantize_changed(self.isa, self.kernel.finish.borrowed(), &self.sums[pixel..pixel + channels], sums, bytes)?;
+                requantize_changed(
+                    self.isa,
+                    self.kernel.finish.borrowed(),
+                    &self.sums[pixel..pixel + channels],
+                    sums,
+                    bytes,
+                )?;
                 if bytes.as_slice() == golden {
                     continue;
                 }

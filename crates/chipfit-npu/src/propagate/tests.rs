@@ -79,6 +79,28 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn trials_together_are_trials_alone(seed: u64, lanes in 1usize..6, count in 0usize..12) {
+        let program = program(seed);
+        let machine = Machine::default();
+        let simulator = simulator(&program, machine, 5);
+        let golden = Golden::new(&simulator, &testing::picture(&program, seed)).unwrap();
+        let mut numbers = Numbers::new(seed);
+        let trials: Vec<Vec<(StepId, Strike)>> = (0..count)
+            .map(|_| {
+                let step = StepId(numbers.below(program.steps().len()));
+                testing::strikes(&program, &machine, step, numbers.bits(), 2).into_iter().map(|s| (step, s)).collect()
+            })
+            .collect();
+        let mut scratch = TrialScratch::new();
+        let alone: Vec<TrialOutcome> = trials.iter().map(|strikes| golden.trial(strikes, &mut scratch).unwrap()).collect();
+        prop_assert_eq!(golden.trials(&trials, &mut TrialBatch::new(lanes)).unwrap(), alone);
+    }
+}
+
 /// On a network where changes grow from lists to rows to whole maps.
 #[test]
 fn trials_on_resnet18_equal_the_simulator() {
@@ -93,12 +115,18 @@ fn trials_on_resnet18_equal_the_simulator() {
     let mut numbers = Numbers::new(11);
     let wanted: Vec<TensorId> = program.steps().iter().map(|step| step.output).collect();
     let mut changed = 0;
+    let mut alone = Vec::new();
+    let mut trials = Vec::new();
     for trial in 0..60 {
         let step = StepId(numbers.below(program.steps().len()));
-        let strikes: Vec<(StepId, Strike)> =
-            testing::strikes(&program, &machine, step, numbers.bits(), 1).into_iter().map(|strike| (step, strike)).collect();
+        let strikes: Vec<(StepId, Strike)> = testing::strikes(&program, &machine, step, numbers.bits(), 1)
+            .into_iter()
+            .map(|strike| (step, strike))
+            .collect();
         let outcome = golden.trial(&strikes, &mut scratch).unwrap();
         changed += usize::from(outcome.is_output_changed);
+        alone.push(outcome);
+        trials.push(strikes.clone());
         simulator = simulator.with_faults(Arc::new(listed(&strikes)), 0);
         let request = Request { batch: Batch { pictures: &[0], input: &picture }, trial: 0, wanted: &wanted };
         let trace = simulator.forward(&request).unwrap();
@@ -106,6 +134,7 @@ fn trials_on_resnet18_equal_the_simulator() {
             assert_eq!(scratch.tensor(*tensor), bytes, "trial {trial}: {}", program.tensor(*tensor).name);
         }
     }
+    assert_eq!(golden.trials(&trials, &mut TrialBatch::new(16)).unwrap(), alone);
     assert!(changed > 5, "the trials reach the output now and then: {changed} of 60");
 }
 

@@ -106,7 +106,8 @@ impl Taps<'_> {
 
     /// The activation of product `k`, less its zero point.
     pub(crate) fn activation(&self, k: usize) -> i32 {
-        self.activation_index(k).map_or(0, |index| i32::from(self.shared.input[index]) - i32::from(self.shared.zero_point))
+        self.activation_index(k)
+            .map_or(0, |index| i32::from(self.shared.input[index]) - i32::from(self.shared.zero_point))
     }
 
     fn buffered(&self, k: usize) -> i32 {

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use chipfit_model::ConstTensor;
 
 pub use locate::Places;
-pub use onnxruntime::{OnnxRuntime, OnnxRuntimeSession};
+pub use onnxruntime::{OnnxRuntime, OnnxRuntimeSession, SessionOptions};
 pub use rten::RtenEngine;
 
 /// Why a model could not be loaded or run.
