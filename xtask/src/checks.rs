@@ -75,7 +75,7 @@ pub(crate) fn test(repo: &Repo, length: Length) -> Result<()> {
     run(&mut repo.cargo(&["build", "--release", "--package", "chipfit"]))?;
     run(&mut repo.cargo(&["build", "--release", "--package", "chipfit-npu", "--example", "dump"]))?;
     let mut failed = Vec::new();
-    for script in ORACLES {
+    for &script in ORACLES {
         let mut command = repo.command(&surroundings.oracle_python, &[&format!("tests/python/{script}.py")]);
         if length == Length::Long {
             command.arg("--long");
