@@ -5,7 +5,7 @@
 
 use chipfit_kernels::{Isa, Scratch};
 
-use crate::faults::{DrawKey, Strike, StrikeSource};
+use crate::faults::{DrawKey, Site, Strike, StrikeSource};
 use crate::machine::Machine;
 use crate::processor::ProcessorError;
 use crate::program::{Linear, MatMul, Op, Program, Step, StepId, TensorId};
@@ -405,6 +405,36 @@ impl Outputs for LinearOutputs<'_> {
 
     fn requantise(&self, output: usize, accumulator: i32) -> u8 {
         self.finish.apply(output % self.linear.geometry.out_channels, accumulator)
+    }
+
+    fn touch(&self, strikes: &[Strike], words: &Words) {
+        // Below this the weights stay in the second-level cache anyway.
+        if self.linear.weights.len() < 256 << 10 {
+            return;
+        }
+        let (channels, products) = (self.linear.geometry.out_channels, words.products);
+        let updates = words.updates() as u64;
+        let mut read = 0_u8;
+        for strike in strikes {
+            let (output, lines) = match strike.site {
+                Site::Mul => (strike.word / products as u64, None),
+                Site::Acc => {
+                    let output = strike.word / updates;
+                    (output, Some(words.upto((strike.word - output * updates) as usize)))
+                }
+                _ => break,
+            };
+            let row = (output % channels as u64) as usize * products;
+            match lines {
+                None => read ^= self.linear.weights[row + (strike.word % products as u64) as usize].cast_unsigned(),
+                Some(upto) => {
+                    for line in self.linear.weights[row..row + upto.min(products)].iter().step_by(64) {
+                        read ^= line.cast_unsigned();
+                    }
+                }
+            }
+        }
+        std::hint::black_box(read);
     }
 
     fn interval(&self, output: usize, clean: u8) -> Option<[i32; 2]> {

@@ -22,6 +22,8 @@ pub(crate) trait Outputs {
     fn bias(&self, output: usize) -> i32;
     /// The biased byte of a final accumulator.
     fn requantise(&self, output: usize, accumulator: i32) -> u8;
+    /// Reads ahead what the strikes' partial sums will read, so that the memory works on all of it at once.
+    fn touch(&self, _strikes: &[Strike], _words: &Words) {}
     /// Accumulators that contain all those whose byte is `clean`, or `None` where that is not known.
     fn interval(&self, output: usize, clean: u8) -> Option<[i32; 2]>;
 }
@@ -78,6 +80,9 @@ pub(crate) fn patch_products<O: Outputs>(
     overrides: &[(u64, Override)],
     out: &mut [u8],
 ) {
+    if unit.flags.is_empty() && overrides.is_empty() {
+        return patch_single(unit, outputs, words, replicas[0], out);
+    }
     let mut cursors = replicas.map(|strikes| Cursor::new(strikes, Some(words)));
     let mut overrides = overrides.chunk_by(|a, b| a.0 == b.0).peekable();
     let mut own = Vec::new();
@@ -102,6 +107,24 @@ pub(crate) fn patch_products<O: Outputs>(
         let struck =
             Struck { unit, words, output, products: outputs.products(position, &own), bias: outputs.bias(position) };
         out[position] = struck.byte(&of, clean, |sum| outputs.requantise(position, sum), is_protected);
+    }
+}
+
+/// [`patch_products`] where nothing votes and every output reads the buffers.
+fn patch_single<O: Outputs>(unit: &Unit<'_>, outputs: &O, words: Words, strikes: &[Strike], out: &mut [u8]) {
+    outputs.touch(strikes, &words);
+    let mut cursor = Cursor::new(strikes, Some(words));
+    loop {
+        let output = cursor.peek();
+        let Some(position) = usize::try_from(output).ok().filter(|&at| at < out.len()) else { return };
+        let of = cursor.take(output);
+        let clean = out[position];
+        let short = if of.acc_out.is_empty() { shortcut(outputs, &words, output, position, clean, &of) } else { None };
+        let byte = short.unwrap_or_else(|| {
+            let (products, bias) = (outputs.products(position, &[]), outputs.bias(position));
+            outputs.requantise(position, Struck { unit, words, output, products, bias }.sum(&of))
+        });
+        out[position] = unit.store(byte, of.out);
     }
 }
 
