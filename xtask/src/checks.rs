@@ -38,8 +38,16 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// The oracle scripts of tests/python; each prints `N passed, N failed` and exits with 1 when one failed.
-const ORACLES: [&str; 7] =
-    ["node_tests", "opsets", "surroundings", "quantised", "real_models", "quantize_int8", "bit_identity"];
+const ORACLES: &[&str] = &[
+    "node_tests",
+    "opsets",
+    "surroundings",
+    "quantised",
+    "real_models",
+    "quantize_int8",
+    "bit_identity",
+    "fault_oracle",
+];
 
 /// Compiles the damage in that the mutation test does to written models; the release build is made without it.
 const MUTANTS: &str = "chipfit/sabotage";
@@ -67,7 +75,7 @@ pub(crate) fn test(repo: &Repo, length: Length) -> Result<()> {
     run(&mut repo.cargo(&["build", "--release", "--package", "chipfit"]))?;
     run(&mut repo.cargo(&["build", "--release", "--package", "chipfit-npu", "--example", "dump"]))?;
     let mut failed = Vec::new();
-    for script in ORACLES {
+    for &script in ORACLES {
         let mut command = repo.command(&surroundings.oracle_python, &[&format!("tests/python/{script}.py")]);
         if length == Length::Long {
             command.arg("--long");

@@ -22,7 +22,7 @@ const HELP: &str = "\
 cargo xtask CHORE
 
   test [--long]   everything that must hold, in the order it fails; --long adds 20,000 random settings and OpenVINO
-  demo            fetch a real text detector, rewrite it, prove it, and time it in ONNX Runtime, quantised and not
+  demo            fetch a real text detector, rewrite, prove and time it; quantise a classifier, strike it, write the pages
   data            fetch the real models, pictures, data sets and the ONNX node tests
   venv [--long]   make the Python environment of the oracles (onnx, onnxruntime, numpy, pillow; --long: OpenVINO)
   bench [ARG..]   measure every form in ONNX Runtime and OpenVINO, write the tables of docs/benchmarks.md

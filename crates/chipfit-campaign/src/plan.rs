@@ -281,12 +281,15 @@ impl Cell {
     }
 }
 
+/// What a single-fault cell is known by, in the order in which cells are numbered: kind, layer, site, bit.
+type CellKey = (Kind, Option<usize>, Option<Site>, Option<u32>);
+
 fn single_cells(single: &Single, lanes: u32, subject: &Subject, pictures: u64) -> Result<Vec<Cell>, CampaignError> {
     let names: Vec<&str> = subject.layers.iter().map(|layer| layer.name.as_str()).collect();
     let layers = select_names(&names, &single.layers).map_err(|what| CampaignError::key("layers", what))?;
     let split = |axis| single.cells.contains(&axis);
     // Key of a cell first, so that sorting gives the cells' order.
-    let mut strata: Vec<((Kind, Option<usize>, Option<Site>, Option<u32>), Stratum)> = Vec::new();
+    let mut strata: Vec<(CellKey, Stratum)> = Vec::new();
     for &kind in &single.kinds {
         for &layer in &layers {
             for &site in &single.sites {
@@ -321,7 +324,7 @@ fn single_cells(single: &Single, lanes: u32, subject: &Subject, pictures: u64) -
     if strata.is_empty() {
         return Err(CampaignError::key("sites", "no layer has a word with these sites, channels and bits"));
     }
-    strata.sort_by(|(a, _), (b, _)| a.cmp(b));
+    strata.sort_by_key(|(key, _)| *key);
     let mut cells: Vec<Cell> = Vec::new();
     for ((kind, layer, site, bit), mut stratum) in strata {
         let name = CellName { kind: kind.name(), layer, site, bit, point: None };

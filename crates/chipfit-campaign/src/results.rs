@@ -294,7 +294,7 @@ impl Parts {
         };
         let all = weight_of(&mut self.0.iter());
         let seen = weight_of(&mut self.0.iter().filter(|(_, counts, _)| counts.trials > 0));
-        if !(seen > 0.0) {
+        if seen == 0.0 {
             return Estimate { value: 0.0, low: 0.0, high: 1.0 };
         }
         let shares: Vec<(f64, Share)> = self
@@ -520,6 +520,9 @@ fn rate_at(rates: &Rates, point: usize) -> Option<f64> {
     rates.at(point)
 }
 
+/// Layer, site and bit.
+type Piece = (usize, Site, Option<u32>);
+
 /// Groups of strata, by kind and what `key` says. A cell that lies in one group whole is one part of it, with its
 /// finite population; a cell that is spread over groups gives each a part per layer, site and bit.
 fn groups(
@@ -531,7 +534,7 @@ fn groups(
 ) -> Vec<Group> {
     let mut groups: BTreeMap<GroupKey, Parts> = BTreeMap::new();
     for (position, (cell, counts)) in plan.cells().iter().zip(cells).enumerate() {
-        let pieces: Vec<(GroupKey, (usize, Site, Option<u32>), u64)> = cell
+        let pieces: Vec<(GroupKey, Piece, u64)> = cell
             .pieces()
             .map(|(layer, site, bit, faults)| {
                 (GroupKey { kind: cell.name.kind.clone(), ..key(layer, site, bit) }, (layer, site, bit), faults)

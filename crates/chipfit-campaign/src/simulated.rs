@@ -106,7 +106,8 @@ pub fn point_facts(faults: &Faults, program: &Program, protection: &Protection) 
     let mut lines = faults.describe(program, protection);
     // The last line is the sum that follows as a number.
     lines.pop();
-    PointFacts { definition: lines.join("; "), expected_flips: faults.expected(program, protection).total() }
+    // Without faults the sum is -0; adding 0 makes it 0.
+    PointFacts { definition: lines.join("; "), expected_flips: faults.expected(program, protection).total() + 0.0 }
 }
 
 /// What a struck inference changed.

@@ -137,7 +137,8 @@ pub fn same_rate(a: &Share, b: &Share) -> f64 {
     let (n, m) = (a.of as f64, b.of as f64);
     let pooled = (a.count + b.count) as f64 / (n + m);
     let deviation = (pooled * (1.0 - pooled) * (1.0 / n + 1.0 / m)).sqrt();
-    if !(deviation > 0.0) {
+    // Without trials it is NaN.
+    if deviation.is_nan() || deviation == 0.0 {
         return 1.0;
     }
     libm::erfc((a.value - b.value).abs() / deviation / std::f64::consts::SQRT_2)

@@ -144,7 +144,7 @@ mod tests {
         // One in fifty: half width 0.0498 at n = 50 hits would not do; found by hand with the formula of `wilson`.
         let record = |index: u64| Record {
             number: index,
-            verdict: verdict(if index % 50 == 0 { Outcome::Sdc } else { Outcome::Masked }),
+            verdict: verdict(if index.is_multiple_of(50) { Outcome::Sdc } else { Outcome::Masked }),
             strikes: Some(1),
         };
         let wanted = checkpoints(plan.cells()[0].planned)

@@ -24,7 +24,7 @@ pub fn changed_sums(isa: Isa, changes: &[(u32, i16)], rows: &[i8], out: &mut [i3
     }
     #[cfg(target_arch = "x86_64")]
     if isa.uses_avx512() {
-        let is_small = channels % 64 == 0 && changes.iter().all(|&(_, change)| (-128..128).contains(&change));
+        let is_small = channels.is_multiple_of(64) && changes.iter().all(|&(_, change)| (-128..128).contains(&change));
         // SAFETY: AVX-512 VNNI is available, and every k was checked against `rows`.
         unsafe {
             if is_small {

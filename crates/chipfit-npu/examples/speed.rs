@@ -55,7 +55,7 @@ impl StrikeSource for Flips {
         let mut numbers = Numbers::new(key.seed ^ key.trial << 40 ^ key.picture << 16 ^ step.0 as u64);
         for at in 0..count {
             let bits = numbers.bits();
-            let word = (u128::from(bits) * u128::from(own) >> 64) as u64;
+            let word = ((u128::from(bits) * u128::from(own)) >> 64) as u64;
             let bit = numbers.bits() as u32;
             out.push(match at % 3 {
                 0 => Strike::new(Site::Mul, word, Change::Xor(1 << (bit % 16))),

@@ -26,7 +26,7 @@ fn processor_time() -> u64 {
 
 /// One flip, uniform over the exposed bits of products and accumulator updates.
 fn draw(program: &Program, numbers: &mut Numbers) -> (StepId, Strike) {
-    let mut mac = (u128::from(numbers.bits()) * u128::from(program.macs()) >> 64) as u64;
+    let mut mac = ((u128::from(numbers.bits()) * u128::from(program.macs())) >> 64) as u64;
     let bit = numbers.below(48) as u32;
     for (position, step) in program.steps().iter().enumerate() {
         let own = program.step_macs(step);

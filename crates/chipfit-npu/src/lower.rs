@@ -2,7 +2,7 @@
 //!
 //! The model is walked once, in order. At a QuantizeLinear the float values before it are followed up to the
 //! integer tensors they come from. On the way stand *links* (functions of one value, movements of bytes, maximum
-//! pools), which commute with rounding, and at most one operator that computes ([`linear`], [`combine`]).
+//! pools), which commute with rounding, and at most one operator that computes (`linear`, `combine`).
 //! A link becomes a table, a clamp or a move; where one node needs several steps, the tensors between them are
 //! *internal* ([`Tensor::is_internal`]). Transposed convolutions are rewritten first (`chipfit-deconv`).
 //!

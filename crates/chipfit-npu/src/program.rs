@@ -341,16 +341,15 @@ impl Program {
     }
 
     /// Quantises float pictures (the model's layout, one after another) to the input tensor's bytes:
-    /// `clamp(round_half_even(value / scale) + zero_point)`, channels last. NaN becomes the zero point.
+    /// `clamp(round_half_even(value / scale) + zero_point)`, channels last. NaN becomes the lowest value, as
+    /// in ONNX Runtime.
     pub fn quantise_input(&self, pictures: &[f32]) -> Vec<u8> {
         let tensor = self.tensor(self.input);
         let quantised: Vec<u8> = pictures
             .iter()
             .map(|&value| {
                 let steps = (value / tensor.scale).round_ties_even();
-                if steps.is_nan() {
-                    return tensor.zero_point;
-                }
+                // A cast of NaN gives 0, the lowest byte.
                 (steps + f32::from(tensor.zero_point)).clamp(0.0, 255.0) as u8
             })
             .collect();

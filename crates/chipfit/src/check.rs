@@ -59,7 +59,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             "file": path.display().to_string(),
             "kind": kind,
             "right": result.is_ok(),
-            "what": result.map_or_else(|e| one_line(&e), |said| said),
+            "what": result.unwrap_or_else(|e| one_line(&e)),
         }));
     }
     if arguments.json {

@@ -263,7 +263,8 @@ fn evaluate_float(
             arguments.model.display()
         );
     }
-    let mut session = float::Session::open(&arguments.model, PictureInput::of(model)?, arguments.processor.processor)?;
+    let mut session =
+        float::Session::open(&arguments.model, PictureInput::of(model)?, arguments.processor.program.processor)?;
     let set = &pictures.set;
     let bar = terminal::bar("evaluate", set.len() as u64);
     let mut tally = Tally { accuracy: Accuracy::default(), strikes: None, forward: Duration::ZERO };

@@ -17,10 +17,11 @@ use anyhow::{Context, Result};
 use chipfit_campaign::folder::RunFolder;
 use chipfit_campaign::run::{Progress, RunOptions, Session};
 use chipfit_campaign::{Shard, Summary, results};
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::data_options::PreprocessFlags;
 use crate::failure::usage;
+use crate::processor_options::{ProcessorFlag, ProgramFlags};
 use crate::terminal::{self, note};
 use setup::Subjected;
 
@@ -51,12 +52,8 @@ pub(crate) struct Arguments {
     /// Make part I of N of the trials; --merge puts the parts together
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
-    /// What executes
-    #[arg(long, value_enum, default_value = "sim")]
-    processor: ProcessorFlag,
-    /// How accumulators become bytes
-    #[arg(long, value_enum, default_value = "onnx")]
-    requantize: RequantizeFlag,
+    #[command(flatten)]
+    program: ProgramFlags,
     /// Merge these runs of one campaign into the run folder, and nothing else
     #[arg(long, value_name = "RUN", num_args = 1.., conflicts_with_all = ["campaign", "shard", "replay", "model", "data"])]
     merge: Vec<PathBuf>,
@@ -68,27 +65,9 @@ pub(crate) struct Arguments {
     pub(crate) json: bool,
 }
 
-/// `--processor`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum ProcessorFlag {
-    /// The simulated integer processor
-    Sim,
-    /// ONNX Runtime, which has no faults: refused here
-    Onnxruntime,
-}
-
-/// `--requantize`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum RequantizeFlag {
-    /// fp32 multipliers, as ONNX Runtime's fused kernels
-    Onnx,
-    /// Q31 multipliers and shifts, as TFLite's reference kernels
-    Fixed,
-}
-
 /// Runs, resumes, merges or replays.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    if arguments.processor == ProcessorFlag::Onnxruntime {
+    if arguments.program.processor == ProcessorFlag::OnnxRuntime {
         return Err(usage(
             "--processor onnxruntime: ONNX Runtime runs no faults; `chipfit inject` takes sim (`chipfit evaluate` takes both)",
         ));

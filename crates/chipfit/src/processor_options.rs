@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use chipfit_kernels::Isa;
+use chipfit_model::Model;
 use chipfit_npu::faults::{Faults, FaultsFile};
 use chipfit_npu::lower::{LowerOptions, Requantize};
 use chipfit_npu::onnxruntime::OnnxRuntimeProcessor;
@@ -51,21 +52,28 @@ pub(crate) enum RequantizeFlag {
     Fixed,
 }
 
-/// What executes the model.
+/// What executes, and how a model becomes its program.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct ProcessorFlags {
+pub(crate) struct ProgramFlags {
     /// What executes: sim, the simulated processor; or onnxruntime
     #[arg(long, value_name = "sim|onnxruntime", default_value = "sim")]
     pub(crate) processor: ProcessorFlag,
-    /// The ONNX Runtime library [default: that of a Python installation]
-    #[arg(long, value_name = "LIBRARY")]
-    onnxruntime: Option<PathBuf>,
     /// How the simulated processor turns an accumulator into a byte
     #[arg(long, value_enum, default_value = "onnx")]
     requantize: RequantizeFlag,
     /// Compute nodes that the simulated processor lacks in float, and say which
     #[arg(long)]
     float_fallback: bool,
+}
+
+/// What executes the model.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ProcessorFlags {
+    #[command(flatten)]
+    pub(crate) program: ProgramFlags,
+    /// The ONNX Runtime library [default: that of a Python installation]
+    #[arg(long, value_name = "LIBRARY")]
+    onnxruntime: Option<PathBuf>,
     /// Kernels of the simulated processor [default: the fastest here]; results never depend on it
     #[arg(long, value_name = "NAME", value_parser = isa)]
     isa: Option<Isa>,
@@ -117,16 +125,30 @@ impl FaultFlags {
     }
 }
 
-impl ProcessorFlags {
-    /// The model's program.
-    pub(crate) fn program(&self, path: &Path) -> Result<Program> {
-        let model = options::open(path)?;
+impl ProgramFlags {
+    /// The value of `--requantize`.
+    pub(crate) fn requantize(&self) -> &'static str {
+        match self.requantize {
+            RequantizeFlag::Onnx => "onnx",
+            RequantizeFlag::Fixed => "fixed",
+        }
+    }
+
+    /// The program of the model at `path`.
+    pub(crate) fn lower(&self, model: &Model, path: &Path) -> Result<Program> {
         let requantize = match self.requantize {
             RequantizeFlag::Onnx => Requantize::Onnx,
             RequantizeFlag::Fixed => Requantize::Fixed,
         };
         let lower = LowerOptions { requantize, float_fallback: self.float_fallback, ..LowerOptions::default() };
-        Program::lower(&model, &lower).with_context(|| format!("'{}'", path.display()))
+        Program::lower(model, &lower).with_context(|| format!("'{}'", path.display()))
+    }
+}
+
+impl ProcessorFlags {
+    /// The model's program.
+    pub(crate) fn program(&self, path: &Path) -> Result<Program> {
+        self.program.lower(&options::open(path)?, path)
     }
 
     /// Threads to use.
@@ -150,7 +172,7 @@ impl ProcessorFlags {
         protection: Protection,
         seed: u64,
     ) -> Result<Box<dyn Processor>> {
-        match self.processor {
+        match self.program.processor {
             ProcessorFlag::Sim => {
                 let mut simulator = Simulator::new(program, self.simulator_options(faults.as_ref()))?;
                 if let Some(faults) = faults {

@@ -390,7 +390,7 @@ fn heat_map(kind: &str, site: &str, cells: &[&CellSummary]) -> HeatMap {
         y_title: "layer".to_owned(),
         value_title: "SDC top-1".to_owned(),
         unit: Unit::Percent,
-        scale: chipfit_report::ColourScale::Linear,
+        scale: chipfit_report::ColourScale::Log,
         columns: bits.iter().map(u32::to_string).collect(),
         rows: layers.iter().map(|(step, name)| format!("{step} {name}")).collect(),
         cells: layers

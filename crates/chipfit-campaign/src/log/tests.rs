@@ -51,7 +51,7 @@ proptest! {
                 let whole = (cut - HEADER_BYTES) / RECORD_BYTES;
                 prop_assert_eq!(&read[..], &records[..whole]);
                 prop_assert_eq!(found.end as usize, HEADER_BYTES + whole * RECORD_BYTES);
-                prop_assert_eq!(found.damaged, u64::from((cut - HEADER_BYTES) % RECORD_BYTES != 0));
+                prop_assert_eq!(found.damaged, u64::from(!(cut - HEADER_BYTES).is_multiple_of(RECORD_BYTES)));
             }
         }
     }

@@ -116,7 +116,7 @@ impl PointFactsForTest {
 fn draws_are_uniform_over_layers_bits_and_pictures() {
     let (campaign, subject) = fault_campaign("cells = []\ntrials = 20_000\nsites = [\"acc\"]\nkinds = [\"random\"]");
     let plan = Plan::new(&campaign, &subject).unwrap();
-    let mut words = vec![0f64; 24];
+    let mut words = [0f64; 24];
     let mut high_bits = 0f64;
     for number in 0..20_000 {
         let Work::Fault(fault) = plan.trial(number).unwrap().work else { panic!("fault") };

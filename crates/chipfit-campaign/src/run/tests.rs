@@ -413,7 +413,7 @@ fn two_writers_and_foreign_folders_are_refused() {
     let again = RunFolder::create(&path, &origin(TEXTS[0]), None, subject(10));
     assert!(matches!(again, Err(CampaignError::Locked { .. })));
     assert!(matches!(
-        RunFolder::merge(&base.path().join("m"), &[path.clone()], &[]),
+        RunFolder::merge(&base.path().join("m"), std::slice::from_ref(&path), &[]),
         Err(CampaignError::Locked { .. })
     ));
     drop(held);

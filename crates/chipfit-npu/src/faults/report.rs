@@ -30,12 +30,13 @@ pub struct ExpectedFaults {
 impl Expected {
     /// All steps and sites.
     pub fn total(&self) -> f64 {
-        self.cells.iter().map(|cell| cell.faults).sum()
+        // An empty sum of floats is -0.
+        self.cells.iter().map(|cell| cell.faults).sum::<f64>() + 0.0
     }
 
     /// All steps of one site.
     pub fn site(&self, site: Site) -> f64 {
-        self.cells.iter().filter(|cell| cell.site == site).map(|cell| cell.faults).sum()
+        self.cells.iter().filter(|cell| cell.site == site).map(|cell| cell.faults).sum::<f64>() + 0.0
     }
 }
 

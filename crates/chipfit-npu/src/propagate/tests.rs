@@ -12,7 +12,7 @@ use crate::testing::{self, Numbers, networks};
 use crate::twin;
 
 fn program(seed: u64) -> Program {
-    if seed % 3 == 0 { testing::program(seed) } else { testing::graphs::graph(seed) }
+    if seed.is_multiple_of(3) { testing::program(seed) } else { testing::graphs::graph(seed) }
 }
 
 fn simulator(program: &Program, machine: Machine, isa: usize) -> Simulator {

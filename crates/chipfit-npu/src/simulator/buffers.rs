@@ -153,7 +153,7 @@ impl Readers {
                 .filter_map(|place| {
                     let distance = padded - place * geometry.stride[axis];
                     let number = distance / geometry.dilation[axis];
-                    (distance % geometry.dilation[axis] == 0 && number < geometry.kernel[axis])
+                    (distance.is_multiple_of(geometry.dilation[axis]) && number < geometry.kernel[axis])
                         .then_some((place, number))
                 })
                 .inspect(|&(place, number)| debug_assert_eq!(tap(geometry, axis, place, number), Some(at[axis])))

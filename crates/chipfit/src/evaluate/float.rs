@@ -26,7 +26,7 @@ impl Session {
             ProcessorFlag::OnnxRuntime => Box::new(OnnxRuntime::find(&Places::from_environment())?),
         };
         let session = engine
-            .load(&bytes.bytes, bytes.folder.as_deref())
+            .load(&bytes.bytes, bytes.folder)
             .with_context(|| format!("'{}' in {}", path.display(), engine.name()))?;
         Ok(Self { engine: engine.name(), session, input })
     }

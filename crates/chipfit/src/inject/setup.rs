@@ -14,11 +14,10 @@ use chipfit_campaign::simulated::{Pictures, Simulated, SimulatedOptions, point_f
 use chipfit_campaign::subject::{Layer, PointFacts, Subject};
 use chipfit_campaign::{CampaignError, Judge};
 use chipfit_data::{DataSet, OpenOptions, PreferredSplit, Preprocess};
-use chipfit_npu::lower::{LowerOptions, Requantize};
 use chipfit_npu::protection::PlanFile;
 use chipfit_npu::{Faults, FaultsFile, Machine, Op, Program, Protection, StepId};
 
-use super::{Arguments, RequantizeFlag};
+use super::Arguments;
 use crate::data_options::PictureInput;
 use crate::failure::usage;
 use crate::options;
@@ -115,12 +114,7 @@ impl Subjected {
             std::fs::read(&model_path).with_context(|| format!("cannot read '{}'", model_path.display()))?;
         let model = options::open(&model_path)?;
         let in_model = || format!("'{}'", model_path.display());
-        let requantize = match arguments.requantize {
-            RequantizeFlag::Onnx => Requantize::Onnx,
-            RequantizeFlag::Fixed => Requantize::Fixed,
-        };
-        let lowering = LowerOptions { requantize, ..LowerOptions::default() };
-        let program = Program::lower(&model, &lowering).with_context(in_model)?;
+        let program = arguments.program.lower(&model, &model_path)?;
         for warning in program.warnings() {
             note(&format!("warning: {}", terminal::printable(warning)));
         }
@@ -148,10 +142,7 @@ impl Subjected {
             preprocessing: preprocess.to_toml(),
             processor: format!(
                 "simulated integer processor, requantize {}, program {}",
-                match requantize {
-                    Requantize::Onnx => "onnx",
-                    Requantize::Fixed => "fixed",
-                },
+                arguments.program.requantize(),
                 program_hash(&program),
             ),
             campaign_text: text,
