@@ -188,7 +188,7 @@ mod tests {
                 let mut scratch = crate::Scratch::new();
                 let mut wanted = vec![0; pictures * map[0] * map[1] * channels];
                 conv.accumulate(&input, 0..map[0], &mut wanted, &mut scratch).unwrap();
-                let picked: Vec<usize> = (0..wanted.len()).filter(|_| next() as usize % share == 0).collect();
+                let picked: Vec<usize> = (0..wanted.len()).filter(|_| (next() as usize).is_multiple_of(share)).collect();
                 let place = |&at: &usize| crate::Place { pixel: (at / channels) as u32, channel: (at % channels) as u32 };
                 let places: Vec<crate::Place> = picked.iter().map(place).collect();
                 let (mut out, mut sums) = (vec![0; wanted.len()], vec![i32::MIN; places.len()]);

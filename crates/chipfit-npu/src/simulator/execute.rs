@@ -146,7 +146,8 @@ impl Plan {
         for position in 0..self.program.steps.len() {
             let Workspace { buffers, scratches, strikes, probes } = workspace;
             let strikes = &mut strikes[..count];
-            job.strikes += self.run_step(StepId(position), faults, job.pictures, buffers, scratches, strikes, probes)?;
+            job.strikes +=
+                self.run_step(StepId(position), faults, job.pictures, buffers, scratches, strikes, probes)?;
             self.keep(self.program.steps[position].output, job, workspace);
         }
         let output = &workspace.buffers[self.layout.buffer(self.program.output())];
@@ -308,7 +309,8 @@ impl Plan {
         threads: usize,
     ) {
         strikes.iter_mut().for_each(|strikes| strikes.probes = None);
-        let (Op::Linear(linear), StepKernel::Linear(kernel)) = (&self.program.steps[id.0].op, &self.kernels[id.0]) else {
+        let (Op::Linear(linear), StepKernel::Linear(kernel)) = (&self.program.steps[id.0].op, &self.kernels[id.0])
+        else {
             return;
         };
         let [rows, columns] = kernel.map;

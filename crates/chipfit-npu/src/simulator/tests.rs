@@ -207,9 +207,11 @@ fn wide_steps_equal_the_twin() {
                     .with_faults(source.clone(), seed)
                     .with_protection(protection.clone());
                 let wanted: Vec<TensorId> = (0..program.tensors().len()).map(TensorId).collect();
-                let request = Request { batch: Batch { pictures: &pictures, input: &input }, trial: 0, wanted: &wanted };
+                let request =
+                    Request { batch: Batch { pictures: &pictures, input: &input }, trial: 0, wanted: &wanted };
                 let trace = simulator.forward(&request).unwrap();
-                check(&trace, &program, &expected).unwrap_or_else(|error| panic!("{isa:?}, {threads} threads: {error}"));
+                check(&trace, &program, &expected)
+                    .unwrap_or_else(|error| panic!("{isa:?}, {threads} threads: {error}"));
             }
         }
     }
