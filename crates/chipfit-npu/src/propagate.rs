@@ -207,7 +207,7 @@ impl TrialScratch {
         Self::default()
     }
 
-    /// Bytes it holds now: at most the activations of one picture, a list of 8 KiB per tensor, and kernel scratch.
+    /// Bytes it holds now: at most the activations of one picture, a list of 16 KiB per tensor, and kernel scratch.
     pub fn memory_bytes(&self) -> usize {
         let tensors: usize = self.tensors.iter().map(Vec::capacity).sum();
         let lists: usize = self.changes.iter().map(|changes| changes.list.capacity() * 4).sum();
@@ -224,7 +224,11 @@ impl TrialScratch {
         if self.number != golden.number {
             self.tensors.clone_from(&golden.tensors);
             self.changes.resize_with(golden.tensors.len(), Changes::default);
-            self.changes.iter_mut().for_each(Changes::clear);
+            let limit = linear::longest_list(golden.shared.plan.isa);
+            self.changes.iter_mut().for_each(|changes| {
+                changes.clear();
+                changes.limit = limit;
+            });
             self.number = golden.number;
             return;
         }

@@ -4,9 +4,6 @@ use std::ops::Range;
 
 use crate::program::Tensor;
 
-/// Longer lists give way to a range of rows.
-const LIST: usize = 4096;
-
 /// The changed elements of one tensor.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Changes {
@@ -18,6 +15,8 @@ pub(super) struct Changes {
     pub(super) list: Vec<u32>,
     /// Whether the list was given up.
     pub(super) is_long: bool,
+    /// Longer lists give way to a range of rows.
+    pub(super) limit: usize,
 }
 
 /// How a tensor divides into rows: their number, and bytes of one.
@@ -50,9 +49,10 @@ impl Changes {
         let end = (rows.end * row_bytes).min(golden.len());
         let (working, golden) = (&working[first..end], &golden[first..end]);
         // Bytes of a block that differ, counted without branches.
-        let count: usize =
-            working.chunks(128).zip(golden.chunks(128)).map(|(new, old)| usize::from(differing(new, old))).sum();
-        if count > LIST {
+        let ((new, new_rest), (old, old_rest)) = (working.as_chunks::<128>(), golden.as_chunks::<128>());
+        let blocks = new.iter().zip(old).map(|(new, old)| usize::from(differing(new, old)));
+        let count = blocks.sum::<usize>() + usize::from(differing(new_rest, old_rest));
+        if count > self.limit {
             (self.count, self.is_long, self.rows) = (count, true, rows);
             return;
         }
@@ -82,7 +82,7 @@ impl Changes {
     /// Adds an element; in ascending order.
     pub(super) fn push(&mut self, index: usize) {
         self.count += 1;
-        if self.list.len() < LIST {
+        if self.list.len() < self.limit {
             self.list.push(index as u32);
         } else {
             self.is_long = true;

@@ -72,6 +72,15 @@ fn speeds(isa: Isa) -> (f64, f64) {
     }
 }
 
+/// From how many changed activations on a list is of no use any more: the kernels are faster.
+pub(super) fn longest_list(isa: Isa) -> usize {
+    match isa {
+        Isa::AmxInt8 => 512,
+        Isa::Avx512Vnni => 2048,
+        _ => 4096,
+    }
+}
+
 impl Shared<'_> {
     /// Computes what the changed activations change.
     pub(super) fn propagate(
