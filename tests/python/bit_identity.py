@@ -42,7 +42,8 @@ FUSED = {"Conv": "QLinearConv", "Add": "QLinearAdd", "Concat": "QLinearConcat", 
 
 def processor_trace(model, pictures, work):
     """The processor's integer tensors by name: [pictures, *shape]."""
-    if pictures.ndim != 4 or pictures.shape[1] not in (1, 3):
+    # An array whose last axis could be channels, too, is read as channels last.
+    if pictures.ndim != 4 or pictures.shape[1] not in (1, 3) or pictures.shape[3] in (1, 3):
         pictures.astype("<f4").tofile(work / "pictures.f32")
         done = subprocess.run([DUMP, model, work / "pictures.f32", work / "trace"], capture_output=True, text=True)
         require(done.returncode == 0, f"the processor refuses it: {done.stderr.strip()}")
