@@ -301,7 +301,7 @@ def quantised_by_chipfit(source, target, calibration, work):
     return onnx.load(target)
 
 
-WEIGHTS = {"squeezenet1.1": "squeezenet_weights.pkl", "efficientnet-lite0": "efficientnet-lite0-57934424.pth"}
+WEIGHTS = {"squeezenet1.1": "squeezenet1.1.pkl", "efficientnet-lite0": "efficientnet-lite0.pth"}
 
 
 def network(work, name):
