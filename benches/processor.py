@@ -168,7 +168,7 @@ def main():
                 print(speeds[-1], ratios[-1], threads_rows[-1:], flush=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     text = (
-        f"Measured on {datetime.date.today()} at commit {commit} by `cargo xtask bench-processor --write`, {arguments.rounds} rounds.\n"
+        f"Measured on {datetime.date.today()} at commit {commit} by `benches/processor.py --rounds {arguments.rounds} --write` (which `cargo xtask bench processor` runs).\n"
         f"Machine: {machine()}; one core, one thread, processor time.\n"
         + "".join(f"{name}: {what}.\n" for name, what in about.items())
         + "\n### Inferences per second\n\n" + table(heads, speeds)
