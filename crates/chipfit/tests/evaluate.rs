@@ -116,13 +116,14 @@ fn bad_input_gets_one_clear_line_and_leaves_nothing() {
     fs::create_dir_all(folder.path("large/test/a")).unwrap();
     image::RgbImage::new(9, 8).save(folder.path("large/test/a/0.png")).unwrap();
     fs::create_dir_all(folder.path("idx")).unwrap();
-    fs::write(folder.path("idx/t10k-images-idx3-ubyte"), [0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 8, 0, 0, 0, 8, 1, 2]).unwrap();
+    fs::write(folder.path("idx/t10k-images-idx3-ubyte"), [0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 8, 0, 0, 0, 8, 1, 2])
+        .unwrap();
     fs::write(folder.path("idx/t10k-labels-idx1-ubyte"), [0, 0, 8, 1, 0, 0, 0, 2, 0, 1]).unwrap();
     put(&folder, "taken.npz", "not to be overwritten");
     let cases = [
         ("evaluate q.onnx --data nowhere", 1, "nowhere"),
         ("evaluate q.onnx --data empty", 1, "a"),
-        ("evaluate q.onnx --data large", 1, "9x8"),
+        ("evaluate q.onnx --data large", 1, "8x9"),
         ("evaluate q.onnx --data idx", 1, "idx"),
         ("evaluate q.onnx --data data --faults typo.toml", 1, "bre"),
         ("evaluate q.onnx --data data --faults layer.toml", 1, "conw"),
