@@ -3,6 +3,7 @@
 CNTK's MNIST network on the MNIST test set. Takes the folder to write to; ends with a page that any browser opens.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def main():
     show("evaluate", int8, "--data", pictures, "--pictures", 2000, "--faults", written["faults.toml"], "--tmr", written["plan.toml"])
     for name in ("rate", "single"):
         run = folder / f"campaign-{name}"
-        # A folder of an earlier demo would be resumed, which is right, but shows nothing new.
+        # A folder of an earlier demo would be resumed, or refused where the tool has changed since.
+        shutil.rmtree(run, ignore_errors=True)
         show("inject", int8, "--data", pictures, "--campaign", written[f"{name}.toml"], "-o", run, last=24)
         show("report", run, "-o", folder / f"{name}.html", "--force")
     print(f"\nOpen .cache/{folder.name}/rate.html and .cache/{folder.name}/single.html in a browser.")
