@@ -36,7 +36,8 @@ use clap::{Parser, Subcommand};
 
 /// Fits neural networks to the chip people already have.
 ///
-/// Transposed convolutions become standard convolutions: exact, proven, in the same file format.
+/// Transposed convolutions become standard convolutions: exact, proven, in the same file format. Quantised classifiers run
+/// on an integer processor that makes the errors you describe, and campaigns tell what that does to their answers.
 /// Exit status: 0 done, 1 the model or the data is at fault, 2 wrong usage, 3 a proof failed.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 110)]
