@@ -21,6 +21,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("chipfit-quantize", &["chipfit-model", "chipfit-run"]),
     ("chipfit-npu", &["chipfit-model", "chipfit-deconv", "chipfit-kernels", "chipfit-run"]),
     ("chipfit-campaign", &["chipfit-model", "chipfit-deconv", "chipfit-kernels", "chipfit-run", "chipfit-npu"]),
+    ("chipfit-wire", &[]),
+    ("chipfit-train", &["chipfit-model", "chipfit-deconv", "chipfit-kernels", "chipfit-run", "chipfit-npu"]),
+    (
+        "chipfit-agent",
+        &["chipfit-model", "chipfit-deconv", "chipfit-kernels", "chipfit-run", "chipfit-npu", "chipfit-wire"],
+    ),
     (
         "chipfit",
         &[
@@ -33,6 +39,9 @@ const ARROWS: &[(&str, &[&str])] = &[
             "chipfit-quantize",
             "chipfit-npu",
             "chipfit-campaign",
+            "chipfit-wire",
+            "chipfit-train",
+            "chipfit-agent",
         ],
     ),
 ];

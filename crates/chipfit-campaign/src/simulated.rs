@@ -194,7 +194,7 @@ impl<P: Pictures> Simulated<P> {
         };
         *locked(&worker.slot.active) = active;
         let pictures: Vec<u64> = indices.iter().map(|&index| self.pictures.key(index)).collect();
-        let request = Request { batch: Batch { pictures: &pictures, input }, trial: draw, wanted };
+        let request = Request { batch: Batch { pictures: &pictures, input }, trial: draw, views: &[], wanted };
         let trace = worker.simulator.forward(&request);
         let drawn = std::mem::take(&mut *locked(&worker.slot.drawn));
         locked(&self.idle).push((machine, worker));

@@ -87,7 +87,8 @@ fn measure(simulator: &mut Simulator, threads: usize, batch: usize, seconds: f64
         let (start, used) = (Instant::now(), processor_time());
         for _ in 0..passes {
             trial += 1;
-            let request = Request { batch: Batch { pictures: &pictures, input: &input }, trial, wanted: &[] };
+            let request =
+                Request { batch: Batch { pictures: &pictures, input: &input }, trial, views: &[], wanted: &[] };
             simulator.forward(&request).expect("a forward pass");
         }
         ((processor_time() - used) as f64 * 1e-9, start.elapsed().as_secs_f64())

@@ -51,7 +51,8 @@ fn full(simulator: &mut Simulator, input: &[u8], batch: usize) -> f64 {
         let start = processor_time();
         let passes = 64 / batch;
         for _ in 0..passes {
-            let request = Request { batch: Batch { pictures: &pictures, input: &input }, trial: 0, wanted: &[] };
+            let request =
+                Request { batch: Batch { pictures: &pictures, input: &input }, trial: 0, views: &[], wanted: &[] };
             simulator.forward(&request).expect("a forward pass");
         }
         best = best.max((passes * batch) as f64 / ((processor_time() - start) as f64 * 1e-9));

@@ -61,7 +61,7 @@ fn main() -> Result<(), Failure> {
     let mut forward = |simulator: &mut Simulator| {
         let batch = Batch { pictures: &pictures, input: &input };
         trial += 1;
-        simulator.forward(&Request { batch, trial, wanted: &[] })
+        simulator.forward(&Request { batch, trial, views: &[], wanted: &[] })
     };
     forward(&mut simulator)?;
     forward(&mut simulator)?;

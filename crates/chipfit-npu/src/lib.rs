@@ -21,10 +21,11 @@ pub mod protection;
 pub mod simulator;
 pub mod testing;
 pub mod twin;
+pub mod view;
 
 pub use faults::{Change, DrawKey, Faults, FaultsError, FaultsFile, Listed, Site, Strike, StrikeSource};
 pub use machine::Machine;
-pub use processor::{Batch, Processor, ProcessorError, Request, TensorDelta, Trace};
+pub use processor::{Batch, Processor, ProcessorError, Request, TensorDelta, Trace, View};
 pub use program::{Op, Program, Step, StepId, Tensor, TensorId};
 pub use propagate::{Golden, Masking, Propagator, StruckWord, TrialBatch, TrialOutcome, TrialScratch};
 pub use protection::{Protection, Vote};

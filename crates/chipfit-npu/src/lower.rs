@@ -47,7 +47,7 @@ pub enum Requantize {
 }
 
 /// How a model is lowered.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct LowerOptions {
     /// How accumulators become bytes.
     pub requantize: Requantize,
@@ -179,6 +179,7 @@ impl<'m, 'i> Lowering<'m, 'i> {
             head,
             input_name: self.input_name,
             warnings: self.warnings,
+            options: self.options.clone(),
         })
     }
 

@@ -15,8 +15,9 @@ use chipfit_model::{ConstTensor, DataType, Index, Model, Use};
 use chipfit_run::engine::{Engine, OnnxRuntime, OnnxRuntimeSession, Session};
 
 use crate::ops;
-use crate::processor::{Processor, ProcessorError, Request, TensorDelta, Trace};
+use crate::processor::{Processor, ProcessorError, Request, TensorDelta, Trace, View};
 use crate::program::{Linear, Op, Program, TensorId, Word, to_channels_last, to_model_layout};
+use crate::protection::Protection;
 use crate::simulator::update;
 
 /// A quantised model in ONNX Runtime.
@@ -167,12 +168,38 @@ impl Processor for OnnxRuntimeProcessor {
         Ok(())
     }
 
+    fn load(&mut self, model: &Model) -> Result<(), ProcessorError> {
+        let program = Program::lower(model, self.program.options()).map_err(failure)?;
+        if !program.has_structure_of(&self.program) {
+            return Err(failure("the new model has another structure than the one it was started with"));
+        }
+        let session = open(model, &program, &self.runtime)?;
+        (self.model, self.program, self.session) = (model.clone(), program, session);
+        Ok(())
+    }
+
+    fn protect(&mut self, protection: &Protection) -> Result<(), ProcessorError> {
+        if *protection == Protection::none() {
+            return Ok(());
+        }
+        Err(failure("it cannot compute parts of a network three times"))
+    }
+
     fn forward(&mut self, request: &Request<'_>) -> Result<Trace, ProcessorError> {
         let each = self.program.tensor(self.program.input()).elements();
         let (input, pictures) = (request.batch.input, request.batch.pictures.len());
         if each.checked_mul(pictures) != Some(input.len()) {
             return Err(ProcessorError::InputLength { bytes: input.len(), pictures, each });
         }
+        let seen;
+        let input = if request.views.is_empty() {
+            input
+        } else if request.views.len() == pictures {
+            seen = View::apply_all(request.views, self.program.tensor(self.program.input()), input);
+            &seen
+        } else {
+            return Err(failure(format!("{} views for {pictures} pictures", request.views.len())));
+        };
         let mut trace = Trace { strikes: Some(0), ..Trace::default() };
         let chunk = self.batch.unwrap_or(pictures).max(1) * each.max(1);
         for input in input.chunks(chunk) {

@@ -6,7 +6,11 @@
 
 use std::collections::BTreeMap;
 
+use chipfit_model::Model;
+
 use crate::program::{Program, TensorId};
+use crate::protection::Protection;
+pub use crate::view::View;
 
 /// Pictures to compute, and how their faults are keyed.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +28,8 @@ pub struct Request<'a> {
     pub batch: Batch<'a>,
     /// Trial number of a campaign, or step of a retraining run; keys the draws.
     pub trial: u64,
+    /// How each picture is seen: empty for all as they are, else one per picture.
+    pub views: &'a [View],
     /// Tensors to return besides the output.
     pub wanted: &'a [TensorId],
 }
@@ -93,6 +99,18 @@ pub trait Processor {
     /// # Errors
     /// [`ProcessorError::Update`]; nothing has changed then.
     fn update(&mut self, deltas: &[TensorDelta]) -> Result<(), ProcessorError>;
+
+    /// Takes another model of the same structure: other constants, other scales. Faults and protection stay.
+    ///
+    /// # Errors
+    /// [`ProcessorError::Engine`] when the model cannot be lowered or has another structure; nothing has changed then.
+    fn load(&mut self, model: &Model) -> Result<(), ProcessorError>;
+
+    /// Computes these units three times from now on.
+    ///
+    /// # Errors
+    /// [`ProcessorError::Engine`] on a processor that cannot repeat parts of its work.
+    fn protect(&mut self, protection: &Protection) -> Result<(), ProcessorError>;
 
     /// Computes the pictures of `request`.
     ///

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 
 pub use chipfit_kernels::ConvGeometry;
 
+use crate::lower::LowerOptions;
 pub use crate::ops::FloatStep;
 
 /// How the names of tensors begin that the model does not have: where one node of the model takes several steps.
@@ -269,9 +270,39 @@ pub struct Program {
     pub(crate) input_name: String,
     /// What the lowering did that the user should know.
     pub(crate) warnings: Vec<String>,
+    /// How the model was lowered.
+    pub(crate) options: LowerOptions,
 }
 
 impl Program {
+    /// How the model was lowered.
+    pub fn options(&self) -> &LowerOptions {
+        &self.options
+    }
+
+    /// Whether `other` has the same tensors and steps but for scales, zero points and constants.
+    pub fn has_structure_of(&self, other: &Self) -> bool {
+        let same_tensor = |a: &Tensor, b: &Tensor| a.name == b.name && a.shape == b.shape && a.word == b.word;
+        let same_step = |a: &Step, b: &Step| {
+            let same_op = match (&a.op, &b.op) {
+                (Op::Linear(a), Op::Linear(b)) => {
+                    a.geometry == b.geometry
+                        && a.weights_name == b.weights_name
+                        && a.bias_name == b.bias_name
+                        && a.product_bits() == b.product_bits()
+                }
+                (a, b) => std::mem::discriminant(a) == std::mem::discriminant(b),
+            };
+            same_op && a.name == b.name && a.inputs == b.inputs && a.output == b.output
+        };
+        let (tensors, steps) = (self.tensors.iter().zip(&other.tensors), self.steps.iter().zip(&other.steps));
+        self.tensors.len() == other.tensors.len()
+            && self.steps.len() == other.steps.len()
+            && (self.input, self.output, self.head) == (other.input, other.output, other.head)
+            && tensors.into_iter().all(|(a, b)| same_tensor(a, b))
+            && steps.into_iter().all(|(a, b)| same_step(a, b))
+    }
+
     /// The integer tensors.
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors

@@ -733,7 +733,7 @@ impl Golden {
         let program = self.shared.program();
         let input = &self.tensors[program.input().0];
         let batch = Batch { pictures: &[picture], input };
-        let trace = simulator.forward(&Request { batch, trial: 0, wanted: &[] })?;
+        let trace = simulator.forward(&Request { batch, trial: 0, views: &[], wanted: &[] })?;
         Ok(trace.output == self.tensors[program.output().0])
     }
 }

@@ -25,7 +25,9 @@ use rayon::prelude::*;
 
 use crate::faults::StrikeSource;
 use crate::machine::Machine;
-use crate::processor::{Processor, ProcessorError, Request, TensorDelta, Trace};
+use chipfit_model::Model;
+
+use crate::processor::{Batch, Processor, ProcessorError, Request, TensorDelta, Trace, View};
 use crate::program::{Op, Program, TensorId};
 use crate::protection::Protection;
 use execute::{Faults, Job, Plan, Workspace};
@@ -122,6 +124,24 @@ impl Simulator {
     pub fn with_protection(mut self, protection: Protection) -> Self {
         self.protection = protection;
         self
+    }
+
+    /// Takes another program of the same structure ([`Program::has_structure_of`]); faults and protection stay.
+    ///
+    /// # Errors
+    /// [`ProcessorError::Engine`] for a program of another structure; nothing has changed then.
+    pub fn replace(&mut self, program: Program) -> Result<(), ProcessorError> {
+        if !program.has_structure_of(&self.plan.program) {
+            return Err(failure("the new model has another structure than the one it was started with"));
+        }
+        let options = SimulatorOptions {
+            isa: Some(self.plan.isa),
+            threads: 1,
+            machine: self.plan.machine,
+            chunk: Some(self.plan.layout.chunk),
+        };
+        self.plan = Self::new(program, options)?.plan;
+        Ok(())
     }
 
     /// The instruction set in use.
@@ -254,12 +274,32 @@ impl Processor for Simulator {
         Ok(())
     }
 
+    fn load(&mut self, model: &Model) -> Result<(), ProcessorError> {
+        let program = Program::lower(model, self.plan.program.options()).map_err(failure)?;
+        self.replace(program)
+    }
+
+    fn protect(&mut self, protection: &Protection) -> Result<(), ProcessorError> {
+        self.protection = protection.clone();
+        Ok(())
+    }
+
     fn forward(&mut self, request: &Request<'_>) -> Result<Trace, ProcessorError> {
         let pictures = request.batch.pictures.len();
         let each = self.plan.program.tensor(self.plan.program.input()).elements();
         if pictures.checked_mul(each) != Some(request.batch.input.len()) {
             return Err(ProcessorError::InputLength { bytes: request.batch.input.len(), pictures, each });
         }
+        let seen;
+        let request = if request.views.iter().all(|view| view.is_identity()) {
+            request
+        } else if request.views.len() == pictures {
+            let tensor = self.plan.program.tensor(self.plan.program.input());
+            seen = View::apply_all(request.views, tensor, request.batch.input);
+            &Request { batch: Batch { input: &seen, ..request.batch }, views: &[], ..*request }
+        } else {
+            return Err(failure(format_args!("{} views for {pictures} pictures", request.views.len())));
+        };
         let mut trace = Trace::default();
         let bytes = |tensor: TensorId| vec![0; self.plan.program.tensor(tensor).elements() * pictures];
         for &tensor in request.wanted {

@@ -227,6 +227,7 @@ impl Builder {
             head: Head::Dequantize,
             input_name: "input".to_owned(),
             warnings: Vec::new(),
+            options: crate::lower::LowerOptions::default(),
         }
     }
 }

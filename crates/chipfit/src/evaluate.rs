@@ -219,7 +219,7 @@ fn tally(arguments: &Arguments, processor: &mut dyn Processor, pictures: &Pictur
         let input = processor.program().quantise_input(&values);
         let ids: Vec<u64> = indices.iter().map(|&index| set.id(index)).collect();
         for trial in 0..trials {
-            let request = Request { batch: Batch { pictures: &ids, input: &input }, trial, wanted: &[] };
+            let request = Request { batch: Batch { pictures: &ids, input: &input }, trial, views: &[], wanted: &[] };
             let clock = Instant::now();
             let trace = processor.forward(&request)?;
             tally.forward += clock.elapsed();

@@ -74,7 +74,7 @@ fn a_trial_is_a_run_with_one_listed_strike() {
             let listed = Arc::new(Listed::single(StepId(fault.layer), fault.strike));
             let mut plain =
                 Simulator::new(program.clone(), SimulatorOptions::default()).unwrap().with_faults(listed, 0);
-            let request = Request { batch: Batch { pictures: &[0], input: &input }, trial: 0, wanted: &[] };
+            let request = Request { batch: Batch { pictures: &[0], input: &input }, trial: 0, views: &[], wanted: &[] };
             let wanted = plain.forward(&request).unwrap().output;
             match executor.strike(&golden, StepId(fault.layer), fault.strike).unwrap() {
                 Computed::Masked(_) => assert_eq!(wanted, clean),
@@ -137,7 +137,12 @@ fn passes_draw_the_faults_of_their_point_and_count_them() {
                 .with_faults(Arc::new(points[1].clone()), 3)
                 .with_protection(protection.clone());
             let input = picture(&program, index);
-            let request = Request { batch: Batch { pictures: &[index * 7 + 1], input: &input }, trial: 9, wanted: &[] };
+            let request = Request {
+                batch: Batch { pictures: &[index * 7 + 1], input: &input },
+                trial: 9,
+                views: &[],
+                wanted: &[],
+            };
             let trace = plain.forward(&request).unwrap();
             assert_eq!(both[at], Faulty { output: trace.output, strikes: trace.strikes }, "{seed}");
         }

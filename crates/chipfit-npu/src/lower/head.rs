@@ -177,6 +177,7 @@ impl<'m> Lowering<'m, '_> {
             head: Head::Dequantize,
             input_name: String::new(),
             warnings: Vec::new(),
+            options: self.options.clone(),
         };
         ops::execute(&program, step, &inputs).map(drop).map_err(|e| {
             LowerError::unsupported(&step.name, &step.op_type, &e.to_string(), "leave it out of the model")

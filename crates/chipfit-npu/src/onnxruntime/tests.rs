@@ -45,7 +45,7 @@ fn pictures(program: &Program, count: usize) -> Vec<u8> {
 
 fn trace(processor: &mut dyn Processor, input: &[u8], count: usize, wanted: &[TensorId]) -> Trace {
     let pictures: Vec<u64> = (0..count as u64).collect();
-    let request = Request { batch: Batch { pictures: &pictures, input }, trial: 0, wanted };
+    let request = Request { batch: Batch { pictures: &pictures, input }, trial: 0, views: &[], wanted };
     processor.forward(&request).unwrap()
 }
 
@@ -111,10 +111,10 @@ fn wrong_lengths_and_hidden_tensors_are_errors() {
     let program = Program::lower(&model, &LowerOptions::default()).unwrap();
     let hidden = (0..program.tensors().len()).map(TensorId).find(|id| program.tensor(*id).is_internal()).unwrap();
     let mut processor = OnnxRuntimeProcessor::new(&model, program, runtime).unwrap();
-    let request = Request { batch: Batch { pictures: &[0], input: &[1, 2, 3] }, trial: 0, wanted: &[] };
+    let request = Request { batch: Batch { pictures: &[0], input: &[1, 2, 3] }, trial: 0, views: &[], wanted: &[] };
     assert!(matches!(processor.forward(&request), Err(ProcessorError::InputLength { bytes: 3, .. })));
     let input = pictures(processor.program(), 1);
-    let request = Request { batch: Batch { pictures: &[0], input: &input }, trial: 0, wanted: &[hidden] };
+    let request = Request { batch: Batch { pictures: &[0], input: &input }, trial: 0, views: &[], wanted: &[hidden] };
     let text = processor.forward(&request).unwrap_err().to_string();
     assert!(text.contains("does not show"), "{text}");
 }

@@ -22,6 +22,7 @@ fn program(tensors: Vec<Tensor>) -> Program {
         head: Head::Dequantize,
         input_name: "x".to_owned(),
         warnings: Vec::new(),
+        options: crate::lower::LowerOptions::default(),
     }
 }
 

@@ -126,7 +126,8 @@ fn trials_on_resnet18_equal_the_simulator() {
         alone.push(outcome);
         trials.push(strikes.clone());
         simulator = simulator.with_faults(Arc::new(listed(&strikes)), 0);
-        let request = Request { batch: Batch { pictures: &[0], input: &picture }, trial: 0, wanted: &wanted };
+        let request =
+            Request { batch: Batch { pictures: &[0], input: &picture }, trial: 0, views: &[], wanted: &wanted };
         let trace = simulator.forward(&request).unwrap();
         for (tensor, bytes) in &trace.tensors {
             assert_eq!(scratch.tensor(*tensor), bytes, "trial {trial}: {}", program.tensor(*tensor).name);

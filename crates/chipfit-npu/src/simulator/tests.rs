@@ -122,7 +122,7 @@ proptest! {
             .with_faults(source, seed)
             .with_protection(protection);
         let wanted: Vec<TensorId> = (0..program.tensors().len()).map(TensorId).collect();
-        let request = Request { batch: Batch { pictures: &pictures, input: &input }, trial: 3, wanted: &wanted };
+        let request = Request { batch: Batch { pictures: &pictures, input: &input }, trial: 3, views: &[], wanted: &wanted };
         let trace = simulator.forward(&request).unwrap();
         check(&trace, &program, &expected)?;
         // Again: nothing is left of the first pass.
@@ -139,12 +139,12 @@ proptest! {
         let mut simulator = Simulator::new(program.clone(), SimulatorOptions { threads: 2, ..Default::default() })
             .unwrap()
             .with_faults(source, seed);
-        let all = simulator.forward(&Request { batch: Batch { pictures: &pictures, input: &input }, trial: 1, wanted: &[] }).unwrap();
+        let all = simulator.forward(&Request { batch: Batch { pictures: &pictures, input: &input }, trial: 1, views: &[], wanted: &[] }).unwrap();
         let mut joined = Vec::new();
         let mut strikes = 0;
         for at in (0..7).rev() {
             let batch = Batch { pictures: &pictures[at..=at], input: &input[at * each..(at + 1) * each] };
-            let one = simulator.forward(&Request { batch, trial: 1, wanted: &[] }).unwrap();
+            let one = simulator.forward(&Request { batch, trial: 1, views: &[], wanted: &[] }).unwrap();
             joined.splice(0..0, one.output);
             strikes += one.strikes.unwrap();
         }
@@ -169,7 +169,7 @@ proptest! {
             deltas.push(TensorDelta { name: linear.bias_name.clone().unwrap(), changes: vec![(at as u32, linear.bias[at])] });
         }
         simulator.update(&deltas).unwrap();
-        let request = Request { batch: Batch { pictures: &[0], input: &input }, trial: 0, wanted: &[] };
+        let request = Request { batch: Batch { pictures: &[0], input: &input }, trial: 0, views: &[], wanted: &[] };
         let expected = expected(&program, &Listed::new(), &Protection::none(), Machine::default(), (0, 0), &[0], &input);
         check(&simulator.forward(&request).unwrap(), &program, &expected)?;
     }
@@ -207,8 +207,12 @@ fn wide_steps_equal_the_twin() {
                     .with_faults(source.clone(), seed)
                     .with_protection(protection.clone());
                 let wanted: Vec<TensorId> = (0..program.tensors().len()).map(TensorId).collect();
-                let request =
-                    Request { batch: Batch { pictures: &pictures, input: &input }, trial: 0, wanted: &wanted };
+                let request = Request {
+                    batch: Batch { pictures: &pictures, input: &input },
+                    trial: 0,
+                    views: &[],
+                    wanted: &wanted,
+                };
                 let trace = simulator.forward(&request).unwrap();
                 check(&trace, &program, &expected)
                     .unwrap_or_else(|error| panic!("{isa:?}, {threads} threads: {error}"));
@@ -236,7 +240,7 @@ fn a_refused_update_changes_nothing() {
     let program = testing::program(1);
     let input = testing::picture(&program, 1);
     let mut simulator = Simulator::new(program.clone(), SimulatorOptions::default()).unwrap();
-    let request = Request { batch: Batch { pictures: &[0], input: &input }, trial: 0, wanted: &[] };
+    let request = Request { batch: Batch { pictures: &[0], input: &input }, trial: 0, views: &[], wanted: &[] };
     let before = simulator.forward(&request).unwrap();
     let name = |what: &str| what.to_owned();
     let good = TensorDelta { name: name("weights0"), changes: vec![(0, 55), (1, -128)] };
@@ -257,6 +261,6 @@ fn a_refused_update_changes_nothing() {
 fn a_wrong_length_is_refused() {
     let program = testing::program(2);
     let mut simulator = Simulator::new(program, SimulatorOptions::default()).unwrap();
-    let request = Request { batch: Batch { pictures: &[0, 1], input: &[0] }, trial: 0, wanted: &[] };
+    let request = Request { batch: Batch { pictures: &[0, 1], input: &[0] }, trial: 0, views: &[], wanted: &[] };
     assert!(matches!(simulator.forward(&request), Err(ProcessorError::InputLength { bytes: 1, pictures: 2, .. })));
 }

@@ -79,6 +79,7 @@ impl Net {
             head: Head::Dequantize,
             input_name: "image".to_owned(),
             warnings: Vec::new(),
+            options: crate::lower::LowerOptions::default(),
         };
         Self { numbers, program, values: vec![bytes] }
     }

@@ -42,8 +42,12 @@ pub(super) fn write(
     let values = set.batch(0..images, &pictures.preprocess)?;
     let input = processor.program().quantise_input(&values);
     let ids: Vec<u64> = (0..images).map(|index| set.id(index)).collect();
-    let trace =
-        processor.forward(&Request { batch: Batch { pictures: &ids, input: &input }, trial: 0, wanted: &wanted })?;
+    let trace = processor.forward(&Request {
+        batch: Batch { pictures: &ids, input: &input },
+        trial: 0,
+        views: &[],
+        wanted: &wanted,
+    })?;
     let mut file = NpzWriter::create(output)?;
     let program = processor.program();
     for &id in &wanted {

@@ -422,7 +422,7 @@ fn the_simulator_computes_with_the_same_faults() {
             .with_faults(Arc::new(faults.clone()), faults.seed())
             .with_protection(protection.clone());
         let batch = Batch { pictures: &pictures, input: &inputs.concat() };
-        let trace = simulator.forward(&Request { batch, trial: seed, wanted: &[] }).unwrap();
+        let trace = simulator.forward(&Request { batch, trial: seed, views: &[], wanted: &[] }).unwrap();
         let expected: Vec<u8> = pictures
             .iter()
             .zip(&inputs)
