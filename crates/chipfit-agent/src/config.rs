@@ -121,10 +121,9 @@ impl DeviceConfig {
         let text = text.map_err(|_| bad("it is no text".to_owned()))?;
         let mut config = Self::parse(&text).map_err(bad)?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        for field in [&mut config.faults, &mut config.onnxruntime, &mut config.pki, &mut config.cache] {
-            if let Some(relative) = field {
-                *relative = folder.join(&*relative);
-            }
+        let paths = [&mut config.faults, &mut config.onnxruntime, &mut config.pki, &mut config.cache];
+        for path in paths.into_iter().flatten() {
+            *path = folder.join(&*path);
         }
         Ok(config)
     }
