@@ -9,17 +9,27 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+mod constants;
+pub mod daemon;
 pub mod error;
 mod files;
+mod host;
 pub mod identity;
+mod link;
+pub mod log;
+mod lowering;
 pub mod name;
 pub mod pki;
 pub mod shape;
 pub mod stream;
 pub mod tls;
+mod trainer;
+pub mod worker;
 
 pub use config::DeviceConfig;
+pub use daemon::Daemon;
 pub use error::AgentError;
 pub use identity::Identity;
+pub use log::LogEvent;
 pub use name::DeviceName;
 pub use shape::LinkShape;
