@@ -126,11 +126,6 @@ impl Simulator {
         self
     }
 
-    /// Takes strikes from another source from now on, or from none; the seed stays.
-    pub fn set_faults(&mut self, source: Option<Arc<dyn StrikeSource + Send + Sync>>) {
-        self.source = source;
-    }
-
     /// Takes another program of the same structure ([`Program::has_structure_of`]); faults and protection stay.
     ///
     /// # Errors

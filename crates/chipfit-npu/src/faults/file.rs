@@ -271,26 +271,6 @@ impl<'de> Visitor<'de> for LayersVisitor {
 }
 
 impl FaultsFile {
-    /// The same faults, `factor` times as often (0 to 1): every rate and bit profile is multiplied, counts are rounded.
-    /// Entries without a rate (a stuck bit of a processing element) stay as they are, and are gone at 0.
-    #[must_use]
-    pub fn scaled(&self, factor: f64) -> Self {
-        let factor = factor.clamp(0.0, 1.0);
-        let mut scaled = self.clone();
-        if factor == 0.0 {
-            scaled.faults.clear();
-        }
-        for entry in &mut scaled.faults {
-            entry.ber = entry.ber.map(|ber| ber * factor);
-            entry.rate = entry.rate.map(|rate| rate * factor);
-            entry.count = entry.count.map(|count| (count as f64 * factor).round() as u64);
-            for share in entry.bit_profile.iter_mut().flatten() {
-                *share *= factor;
-            }
-        }
-        scaled
-    }
-
     /// A faults file from TOML.
     ///
     /// # Errors

@@ -72,17 +72,3 @@ fn assert_mean(mean: f64, expected: f64, deviation: f64, count: usize) {
 fn bare() -> Protection {
     Protection::none()
 }
-
-#[test]
-fn a_scaled_file_strikes_less() {
-    let text = "[[fault]]\nsites = [\"mul\"]\nkind = \"flip\"\nber = 1e-6\n[[fault]]\nsites = [\"out\"]\nkind = \"flip\"\ncount = 9\n\
-                [[fault]]\nsites = [\"acc\"]\nkind = \"flip\"\nbit_profile = [0.5, 0.25]\n";
-    let file = FaultsFile::parse(text).unwrap();
-    let third = file.scaled(1.0 / 3.0);
-    assert_eq!(third.faults[0].ber, Some(1e-6 / 3.0));
-    assert_eq!(third.faults[1].count, Some(3));
-    assert_eq!(third.faults[2].bit_profile, Some(vec![0.5 / 3.0, 0.25 / 3.0]));
-    assert_eq!(file.scaled(1.0), file);
-    assert_eq!(file.scaled(7.0), file);
-    assert!(file.scaled(0.0).faults.is_empty());
-}
