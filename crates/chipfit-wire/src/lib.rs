@@ -6,3 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod entropy;
+pub mod format;
+pub mod frame;
+pub mod message;
+pub mod session;
