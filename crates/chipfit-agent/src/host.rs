@@ -46,7 +46,7 @@ pub(crate) struct Host {
 struct Ready {
     processor: Box<dyn Processor>,
     identity: [u8; 32],
-    weights: [u8; 32],
+    constants: Constants,
     plan: [u8; 32],
     step: u64,
     kept: Option<Kept>,
@@ -61,7 +61,7 @@ impl Ready {
     fn held(&self) -> Held {
         Held {
             model: Some(self.identity),
-            weights: Some(self.weights),
+            weights: Some(self.constants.hash()),
             plan: Some(self.plan),
             trace: None,
             step: self.step,
@@ -103,10 +103,11 @@ impl Host {
         let options = lowering::from_text(&load.lowering).map_err(|text| (Code::BadModel, text))?;
         self.check_rounding(options.requantize)?;
         let program = Program::lower(&model, &options).map_err(|error| bad(&error))?;
+        let constants = Constants::of(&program);
         let mut ready = Ready {
             processor: self.processor(&model, program)?,
             identity: load.identity,
-            weights: [0; 32],
+            constants,
             plan: plan_hash(""),
             step: 0,
             kept: None,
@@ -192,8 +193,8 @@ impl Host {
 
     fn work(&mut self, work: &Work) -> Result<Message, Refusal> {
         let ready = self.ready()?;
-        if ready.weights != work.weights_hash {
-            if ready.weights != work.base_hash {
+        if ready.constants.hash() != work.weights_hash {
+            if ready.constants.hash() != work.base_hash {
                 return Err((
                     Code::WrongBase,
                     "the processor holds other weights than the update starts from".to_owned(),
@@ -233,12 +234,12 @@ impl Ready {
     fn update(&mut self, update: &[u8], expected: &[u8; 32]) -> Result<(), Refusal> {
         self.kept = None;
         if !update.is_empty() {
-            let deltas =
-                constants::changes(self.processor.program(), update).map_err(|text| (Code::BadUpdate, text))?;
+            let deltas = constants::changes(self.processor.program(), &self.constants, update);
+            let deltas = deltas.map_err(|text| (Code::BadUpdate, text))?;
             self.processor.update(&deltas).map_err(|error| (Code::BadUpdate, error.to_string()))?;
+            self.constants = Constants::of(self.processor.program());
         }
-        self.weights = Constants::of(self.processor.program()).hash();
-        if self.weights != *expected {
+        if self.constants.hash() != *expected {
             return Err((Code::WeightHash, "the weights after the update are not those the trainer holds".to_owned()));
         }
         Ok(())
