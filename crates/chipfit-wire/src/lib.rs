@@ -5,5 +5,6 @@
 //! panic. Every byte is described in `docs/protocol.md`.
 #![forbid(unsafe_code)]
 
+pub mod activation;
 pub mod entropy;
 pub mod increment;
