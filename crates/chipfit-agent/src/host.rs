@@ -20,10 +20,11 @@ use chipfit_npu::protection::PlanFile;
 use chipfit_npu::simulator::{Simulator, SimulatorOptions};
 use chipfit_npu::{Batch, Processor, ProcessorError, Program, Protection, Request, TensorId, View};
 use chipfit_run::engine::{OnnxRuntime, Places, SessionOptions};
+use chipfit_wire::activation::{self, PARAMETERS_BYTES, Parameters, REQUEST_BYTES};
 use chipfit_wire::format::{Blob, Varint};
 use chipfit_wire::message::{
-    Code, ElementType, Encoding, ErrorReport, Held, Load, Loaded, Message, More, Protect, Protected, TensorPayload,
-    Trace, TraceBody, Work, plan_hash, tensor_check,
+    Code, ElementType, Encoding, ErrorReport, Held, Load, Loaded, Message, Mode, More, MoreTrace, Protect, Protected,
+    TensorAnswer, TensorPayload, TensorRequest, Trace, TraceBody, Work, plan_hash, tensor_check,
 };
 
 use crate::config::{DeviceConfig, ProcessorKind, Rounding};
@@ -52,9 +53,9 @@ struct Ready {
     kept: Option<Kept>,
 }
 
-/// The last trace, for `More`.
+/// The last trace, for `More`: each tensor with the parameters of its encoding.
 struct Kept {
-    tensors: BTreeMap<TensorId, Vec<u8>>,
+    tensors: BTreeMap<TensorId, (Vec<u8>, Parameters)>,
 }
 
 impl Ready {
@@ -206,12 +207,47 @@ impl Host {
         Ok(Message::Trace(Trace { tag: work.tag, body }))
     }
 
-    fn more(&mut self, _more: &More) -> Result<Message, Refusal> {
+    fn more(&mut self, more: &More) -> Result<Message, Refusal> {
         let ready = self.ready()?;
-        match &ready.kept {
-            Some(_) => Err((Code::Unexpected, "tensors were sent as they are".to_owned())),
-            None => Err((Code::NoTrace, "the trace is gone; ask for the work again".to_owned())),
+        let gone = || (Code::NoTrace, "the trace is gone; ask for the work again".to_owned());
+        let kept = ready.kept.as_ref().ok_or_else(gone)?;
+        let answer = |question: &TensorRequest| {
+            let id = usize::try_from(question.tensor.0).map(TensorId).ok();
+            let (bytes, parameters) = id.and_then(|id| kept.tensors.get(&id)).ok_or_else(|| {
+                (Code::BadWork, format!("tensor {} was not among those wanted as increments", question.tensor.0))
+            })?;
+            let request = activation_request(&question.bytes).map_err(|text| (Code::BadWork, text))?;
+            let bytes = activation::more(bytes, parameters, &request).into();
+            Ok(TensorAnswer { tensor: question.tensor, bytes })
+        };
+        let answers: Result<Vec<TensorAnswer>, Refusal> = more.requests.iter().map(answer).collect();
+        Ok(Message::MoreTrace(MoreTrace { tag: more.tag, answers: answers? }))
+    }
+}
+
+fn activation_request(bytes: &[u8]) -> Result<activation::Request, String> {
+    let bytes: &[u8; REQUEST_BYTES] = bytes
+        .try_into()
+        .map_err(|_| format!("a request of {} bytes where {REQUEST_BYTES} are expected", bytes.len()))?;
+    activation::Request::from_bytes(bytes).map_err(|error| error.to_string())
+}
+
+/// How each wanted tensor is to be sent: as it is in the straightforward mode, by the trainer's parameters in the other.
+fn parameters(work: &Work, wanted: usize) -> Result<Option<Vec<Parameters>>, Refusal> {
+    let bad = |text: String| (Code::BadWork, text);
+    match work.mode {
+        Mode::Straightforward => Ok(None),
+        Mode::Increments if work.parameters.len() == wanted => {
+            let read = |bytes: &Blob| {
+                let bytes: &[u8; PARAMETERS_BYTES] = (**bytes).try_into().map_err(|_| {
+                    bad(format!("parameters of {} bytes where {PARAMETERS_BYTES} are expected", bytes.len()))
+                })?;
+                Parameters::from_bytes(bytes).map_err(|error| bad(error.to_string()))
+            };
+            work.parameters.iter().map(read).collect::<Result<_, _>>().map(Some)
         }
+        Mode::Increments => Err(bad(format!("{} parameters for {wanted} wanted tensors", work.parameters.len()))),
+        other => Err(bad(format!("the mode {} is not known here", other.name()))),
     }
 }
 
@@ -260,6 +296,7 @@ impl Ready {
         let view = |view: chipfit_wire::message::View| View { flip: view.flip, down: view.down, right: view.right };
         let views: Vec<View> = work.pictures.iter().map(|picture| view(picture.view)).collect();
         let wanted = wanted(program, &work.wanted)?;
+        let parameters = parameters(work, wanted.len())?;
         let request = Request {
             batch: Batch { pictures: &ids, input: &input },
             trial: work.trial,
@@ -273,20 +310,31 @@ impl Ready {
         })?;
         let processor_ns = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let program = self.processor.program();
-        let payload = |tensor: TensorId, bytes: &[u8]| payload(program, tensor, ids.len(), bytes);
-        let tensors = wanted.iter().map(|id| {
-            let bytes = trace.tensors.get(id).ok_or_else(|| (Code::Internal, format!("tensor {} is missing", id.0)))?;
-            payload(*id, bytes)
-        });
-        let body = TraceBody {
-            strikes: trace.strikes,
-            processor_ns,
-            output: payload(program.output(), &trace.output)?,
-            tensors: tensors.collect::<Result<_, _>>()?,
+        let output = program.output();
+        let mut tensors = Vec::with_capacity(wanted.len());
+        let mut kept = BTreeMap::new();
+        let mut remaining = trace.tensors;
+        for (at, &id) in wanted.iter().enumerate() {
+            let bytes =
+                remaining.remove(&id).ok_or_else(|| (Code::BadWork, format!("tensor {} is wanted twice", id.0)))?;
+            match parameters.as_ref().and_then(|all| all.get(at)) {
+                None => tensors.push(raw(program, id, ids.len(), &bytes)?),
+                Some(parameters) => {
+                    let encoded = (Encoding::Increments, activation::first(&bytes, parameters).into());
+                    tensors.push(described(program, id, ids.len(), tensor_check(&bytes), encoded)?);
+                    kept.insert(id, (bytes, *parameters));
+                }
+            }
+        }
+        let output = if kept.contains_key(&output) {
+            // It is among the tensors already.
+            raw(program, output, 0, &[])?
+        } else {
+            raw(program, output, ids.len(), &trace.output)?
         };
         self.step = work.tag.step;
-        self.kept = Some(Kept { tensors: trace.tensors });
-        Ok(body)
+        self.kept = Some(Kept { tensors: kept });
+        Ok(TraceBody { strikes: trace.strikes, processor_ns, output, tensors })
     }
 }
 
@@ -300,19 +348,23 @@ fn wanted(program: &Program, numbers: &[Varint]) -> Result<Vec<TensorId>, Refusa
 }
 
 /// A tensor as it is.
-fn payload(program: &Program, id: TensorId, pictures: usize, bytes: &[u8]) -> Result<TensorPayload, Refusal> {
+fn raw(program: &Program, id: TensorId, pictures: usize, bytes: &[u8]) -> Result<TensorPayload, Refusal> {
+    described(program, id, pictures, tensor_check(bytes), (Encoding::Raw, bytes.into()))
+}
+
+/// A payload, with what is known of its tensor; `check` is of the tensor's own bytes.
+fn described(
+    program: &Program,
+    id: TensorId,
+    pictures: usize,
+    check: [u8; 8],
+    (encoding, bytes): (Encoding, Blob),
+) -> Result<TensorPayload, Refusal> {
     let number = |value: usize| {
-        u32::try_from(value)
-            .map(Varint)
-            .map_err(|_| (Code::Limits, format!("{value} is beyond what the protocol counts")))
+        let beyond = |_| (Code::Limits, format!("{value} is beyond what the protocol counts"));
+        u32::try_from(value).map(Varint).map_err(beyond)
     };
     let shape = std::iter::once(&pictures).chain(&program.tensor(id).shape).map(|&extent| number(extent));
-    Ok(TensorPayload {
-        tensor: number(id.0)?,
-        element: ElementType::U8,
-        shape: shape.collect::<Result<_, _>>()?,
-        encoding: Encoding::Raw,
-        check: tensor_check(bytes),
-        bytes: bytes.into(),
-    })
+    let shape = shape.collect::<Result<_, _>>()?;
+    Ok(TensorPayload { tensor: number(id.0)?, element: ElementType::U8, shape, encoding, check, bytes })
 }

@@ -6,6 +6,7 @@
 //! the batch's pictures, in order; as the draws of faults depend on the picture and not on who computes it, the trace is
 //! that of one device.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -17,8 +18,9 @@ use chipfit_npu::{
     Processor, ProcessorError, Program, Protection, Request, Simulator, SimulatorOptions, TensorDelta, TensorId, Trace,
     View,
 };
-use chipfit_wire::format::Blob;
-use chipfit_wire::message::{self, Encoding, Limits, Mode, TraceBody, picture_hash};
+use chipfit_wire::activation::{self, Parameters};
+use chipfit_wire::format::{Blob, Varint};
+use chipfit_wire::message::{self, Encoding, Limits, Mode, TensorRequest, TraceBody, picture_hash};
 use chipfit_wire::session::{LoadOrder, Order, OrderedPicture, Outcome, TrainerConfig, WorkOrder};
 
 use crate::constants::Constants;
@@ -26,6 +28,7 @@ use crate::error::AgentError;
 use crate::identity::Identity;
 use crate::lowering;
 use crate::name::DeviceName;
+use crate::recover::{Answer, Cost, Memory, Recovered, Recovery, Wanted};
 use crate::report::LinkReport;
 use crate::shape::LinkShape;
 use crate::stream::TrainerSecurity;
@@ -124,6 +127,7 @@ pub struct RemoteProcessor {
     sent: Arc<Constants>,
     /// What the twin holds; `None` after a change until the next forward pass.
     current: Option<Arc<Constants>>,
+    memory: Memory,
     report: LinkReport,
 }
 
@@ -133,12 +137,22 @@ impl std::fmt::Debug for RemoteProcessor {
     }
 }
 
-/// What one device is to do of a forward pass, and what came of it.
+/// What one device is to do of a forward pass.
 struct Share {
     device: usize,
     first: usize,
     pictures: usize,
+    parameters: Vec<Parameters>,
     pending: Pending,
+}
+
+/// What one device has done of a forward pass.
+struct Part {
+    device: usize,
+    first: usize,
+    pictures: usize,
+    parameters: Vec<Parameters>,
+    body: TraceBody,
 }
 
 impl RemoteProcessor {
@@ -172,6 +186,7 @@ impl RemoteProcessor {
             plan: String::new(),
             sent: Arc::clone(&sent),
             current: Some(sent),
+            memory: Memory::default(),
             report: LinkReport::default(),
         };
         if remote.links.is_empty() {
@@ -248,11 +263,11 @@ impl RemoteProcessor {
     }
 
     /// Gives every device its share of the pictures.
-    fn hand_out(&mut self, request: &Request<'_>, wanted: &[u32]) -> Result<Vec<Share>, AgentError> {
+    fn hand_out(&mut self, request: &Request<'_>, wanted: &Wanted) -> Result<Vec<Share>, AgentError> {
         let weights = self.constants();
         let update = self.weights_update(&weights)?;
-        let tensor = self.twin.program().tensor(self.twin.program().input());
-        let bytes = request.batch.input.chunks_exact(tensor.elements().max(1));
+        let program = self.twin.program();
+        let bytes = request.batch.input.chunks_exact(program.tensor(program.input()).elements().max(1));
         let view = |at: usize| {
             let View { flip, down, right } = request.views.get(at).copied().unwrap_or_default();
             message::View { flip, down, right }
@@ -262,9 +277,14 @@ impl RemoteProcessor {
             pictures.push(OrderedPicture { id, hash: picture_hash(bytes), view: view(at), bytes: bytes.into() });
         }
         let each = pictures.len().div_ceil(self.links.len()).max(1);
+        let numbers: Vec<u32> = wanted.tensors.iter().map(|(id, _)| u32::try_from(id.0).unwrap_or(u32::MAX)).collect();
         let mut shares = Vec::new();
         for (device, part) in pictures.chunks(each).enumerate() {
             let Some(link) = self.links.get(device) else { break };
+            let parameters = match self.mode {
+                Mode::Increments => self.memory.parameters(program, wanted, device, part.len(), request.trial),
+                _ => Vec::new(),
+            };
             let order = Order::Work(WorkOrder {
                 trial: request.trial,
                 base_hash: self.sent.hash(),
@@ -272,11 +292,11 @@ impl RemoteProcessor {
                 weights_hash: weights.hash(),
                 mode: self.mode,
                 pictures: part.to_vec(),
-                wanted: wanted.to_vec(),
-                parameters: Vec::new(),
+                wanted: numbers.clone(),
+                parameters: parameters.iter().map(|one| one.to_bytes().to_vec().into()).collect(),
             });
             let pending = link.order(order, Arc::clone(&weights));
-            shares.push(Share { device, first: device * each, pictures: part.len(), pending });
+            shares.push(Share { device, first: device * each, pictures: part.len(), parameters, pending });
         }
         self.sent = weights;
         Ok(shares)
@@ -284,78 +304,151 @@ impl RemoteProcessor {
 
     fn compute(&mut self, request: &Request<'_>) -> Result<Trace, AgentError> {
         let begin = Instant::now();
-        let output = self.twin.program().output();
-        let asked: Vec<TensorId> = request.wanted.iter().copied().filter(|&id| id != output).collect();
-        let wanted: Vec<u32> = asked.iter().map(|id| u32::try_from(id.0).unwrap_or(u32::MAX)).collect();
+        let program = self.twin.program();
+        let output = program.output();
+        let wanted = match self.mode {
+            Mode::Increments => Wanted::new(program, request.wanted),
+            _ => Wanted::only(request.wanted.iter().copied().filter(|&id| id != output).collect()),
+        };
         let shares = self.hand_out(request, &wanted)?;
         let waiting = Instant::now();
-        let mut server = waiting.duration_since(begin);
-        let mut bodies = Vec::new();
+        let mut parts = Vec::new();
         let mut failure = None;
         for share in shares {
-            let Share { device, first, pictures, pending } = share;
+            let Share { device, first, pictures, parameters, pending } = share;
             // Every device is waited for, so that none is still busy with this pass in the next one.
             match pending.wait() {
-                Ok(Outcome::Traced(body)) => bodies.push((device, first, pictures, body)),
+                Ok(Outcome::Traced(body)) => parts.push(Part { device, first, pictures, parameters, body }),
                 Ok(_) => {
                     failure = failure.or(Some(self.broken(device, "it answered something else than it was asked")))
                 }
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
-        let waited = waiting.elapsed();
+        let mut waited = waiting.elapsed();
         if let Some(error) = failure {
             return Err(error);
         }
-        let decoding = Instant::now();
-        let slowest = bodies.iter().map(|(_, _, _, body)| body.processor_ns).max().unwrap_or(0);
+        let slowest = Duration::from_nanos(parts.iter().map(|part| part.body.processor_ns).max().unwrap_or(0));
         let mut trace = Trace { strikes: Some(0), ..Trace::default() };
-        trace.tensors = asked.iter().map(|&id| (id, Vec::new())).collect();
-        for (device, _, pictures, body) in &bodies {
-            self.join(*device, *pictures, body, &asked, &mut trace)?;
+        trace.tensors = request.wanted.iter().map(|&id| (id, Vec::new())).collect();
+        let mut further = Duration::ZERO;
+        let mut cost = Cost::default();
+        for part in parts {
+            let strikes = part.body.strikes;
+            trace.strikes = trace.strikes.zip(strikes).map(|(all, more)| all.saturating_add(more));
+            let tensors = match self.mode {
+                Mode::Increments => self.recover(request, &wanted, part, &mut cost, &mut further)?,
+                _ => self.as_they_are(&wanted, &part, &mut cost)?,
+            };
+            for (id, bytes) in tensors {
+                if id == output {
+                    trace.output.extend_from_slice(&bytes);
+                }
+                if let Some(all) = trace.tensors.get_mut(&id) {
+                    all.extend(bytes);
+                }
+            }
         }
-        if request.wanted.contains(&output) {
-            trace.tensors.insert(output, trace.output.clone());
-        }
-        server += decoding.elapsed();
-        let device = Duration::from_nanos(slowest);
-        self.report.forwards += 1;
-        self.report.pictures += request.batch.pictures.len() as u64;
-        self.report.device_seconds += device.as_secs_f64();
-        self.report.wire_seconds += waited.saturating_sub(device).as_secs_f64();
-        self.report.server_seconds += server.as_secs_f64();
+        waited += further;
+        let report = &mut self.report;
+        report.forwards += 1;
+        report.pictures += request.batch.pictures.len() as u64;
+        report.activations_up_bytes += cost.payload_bytes;
+        report.activations_raw_bytes += cost.raw_bytes;
+        report.entropy_up_bits += cost.entropy_bits;
+        report.missed_values += cost.missed_values;
+        report.second_rounds += u64::from(cost.further_rounds > 0);
+        report.raw_tensors += cost.raw_tensors;
+        report.device_seconds += slowest.as_secs_f64();
+        report.wire_seconds += waited.saturating_sub(slowest).as_secs_f64();
+        report.server_seconds += begin.elapsed().saturating_sub(waited).as_secs_f64();
         Ok(trace)
     }
 
-    /// Adds one device's part to the trace.
-    fn join(
+    /// The tensors of a part that came as increments.
+    fn recover(
         &mut self,
-        device: usize,
-        pictures: usize,
-        body: &TraceBody,
-        asked: &[TensorId],
-        trace: &mut Trace,
-    ) -> Result<(), AgentError> {
-        trace.strikes = trace.strikes.zip(body.strikes).map(|(all, more)| all.saturating_add(more));
-        let output = self.twin.program().output();
-        let payloads = body.tensors.iter().chain(std::iter::once(&body.output));
-        let ids = asked.iter().copied().chain(std::iter::once(output));
-        for (payload, id) in payloads.zip(ids) {
-            let tensor = self.twin.program().tensor(id);
-            let expected = tensor.elements() * pictures;
-            if payload.encoding != Encoding::Raw || payload.bytes.len() != expected {
-                let what = format!("'{}' came with {} bytes and not {expected}", tensor.name, payload.bytes.len());
-                return Err(self.broken(device, &what));
+        request: &Request<'_>,
+        wanted: &Wanted,
+        part: Part,
+        cost: &mut Cost,
+        further: &mut Duration,
+    ) -> Result<BTreeMap<TensorId, Vec<u8>>, AgentError> {
+        /// A device that loses its trace more often than this within one pass is given up.
+        const MOST_ATTEMPTS: usize = 5;
+        let Part { device, first, pictures, parameters, mut body } = part;
+        let program = self.twin.program();
+        let tensor = program.tensor(program.input());
+        let (each, end) = (tensor.elements(), first + pictures);
+        let bytes = request.batch.input.get(first * each..end * each).unwrap_or_default();
+        let views = request.views.get(first..end).unwrap_or_default();
+        let input = View::apply_all(views, tensor, bytes);
+        let (link, weights) = (self.links.get(device), Arc::clone(&self.sent));
+        let link = link.ok_or_else(|| self.broken(device, "there is no such device"))?;
+        let peer = link.address().to_owned();
+        let broken = |what: String| AgentError::Device { peer: peer.clone(), code: None, what };
+        let mut ask = |id: TensorId, request: &activation::Request| {
+            let begin = Instant::now();
+            let tensor = Varint(u32::try_from(id.0).unwrap_or(u32::MAX));
+            let question = TensorRequest { tensor, bytes: request.to_bytes().to_vec().into() };
+            let outcome = link.order(Order::More(vec![question]), Arc::clone(&weights)).wait()?;
+            *further += begin.elapsed();
+            match outcome {
+                Outcome::More(answers) => match answers.first() {
+                    Some(answer) => Ok(Answer::More(answer.bytes.to_vec())),
+                    None => Err(broken("it answered nothing".to_owned())),
+                },
+                Outcome::Traced(body) => Ok(Answer::Again(Box::new(body))),
+                _ => Err(broken("it answered something else than it was asked".to_owned())),
             }
-            self.report.activations_up_bytes += payload.bytes.len() as u64;
-            self.report.activations_raw_bytes += expected as u64;
-            if id == output {
-                trace.output.extend_from_slice(&payload.bytes);
-            } else {
-                trace.tensors.entry(id).or_default().extend_from_slice(&payload.bytes);
+        };
+        let mut recovery = Recovery {
+            twin: &mut self.twin,
+            memory: &mut self.memory,
+            wanted,
+            parameters: &parameters,
+            device,
+            pictures,
+            input: &input,
+            ask: &mut ask,
+            cost: *cost,
+        };
+        for _ in 0..MOST_ATTEMPTS {
+            match recovery.run(&body, &broken)? {
+                Recovered::All(tensors) => {
+                    *cost = recovery.cost;
+                    return Ok(tensors);
+                }
+                Recovered::Again(again) => body = *again,
             }
         }
-        Ok(())
+        Err(broken(format!("it lost its trace {MOST_ATTEMPTS} times in one pass")))
+    }
+
+    /// The tensors of a part that came as they are.
+    fn as_they_are(
+        &self,
+        wanted: &Wanted,
+        part: &Part,
+        cost: &mut Cost,
+    ) -> Result<BTreeMap<TensorId, Vec<u8>>, AgentError> {
+        let output = self.twin.program().output();
+        let payloads = part.body.tensors.iter().chain(std::iter::once(&part.body.output));
+        let ids = wanted.tensors.iter().map(|&(id, _)| id).chain(std::iter::once(output));
+        let mut tensors = BTreeMap::new();
+        for (payload, id) in payloads.zip(ids) {
+            let tensor = self.twin.program().tensor(id);
+            let expected = tensor.elements() * part.pictures;
+            if payload.encoding != Encoding::Raw || payload.bytes.len() != expected {
+                let what = format!("'{}' came with {} bytes and not {expected}", tensor.name, payload.bytes.len());
+                return Err(self.broken(part.device, &what));
+            }
+            cost.payload_bytes += payload.bytes.len() as u64;
+            cost.raw_bytes += expected as u64;
+            tensors.insert(id, payload.bytes.to_vec());
+        }
+        Ok(tensors)
     }
 
     fn broken(&self, device: usize, what: &str) -> AgentError {
