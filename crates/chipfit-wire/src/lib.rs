@@ -8,5 +8,6 @@
 pub mod entropy;
 pub mod format;
 pub mod frame;
+pub mod increment;
 pub mod message;
 pub mod session;

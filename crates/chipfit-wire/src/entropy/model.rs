@@ -58,7 +58,7 @@ const CLASSES: [Classes; 8] = [
     Classes { split: 2, mantissa: 1, low: 0 },
     Classes { split: 4, mantissa: 2, low: 1 },
     Classes { split: 2, mantissa: 1, low: 1 },
-    Classes { split: 0, mantissa: 0, low: 0 },
+    Classes { split: 3, mantissa: 1, low: 1 },
 ];
 
 impl Classes {
