@@ -9,3 +9,6 @@ pub mod format;
 pub mod frame;
 pub mod message;
 pub mod session;
+
+#[cfg(test)]
+mod testing;
