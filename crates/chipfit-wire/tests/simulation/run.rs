@@ -37,6 +37,13 @@ pub(crate) fn script(random: &mut Random) -> Vec<Deed> {
             .collect();
         let (train, more) = (random.chance(80), random.chance(25));
         deeds.push(Deed::Work { trial, train, pictures, wanted: random.between(0, 3) as u32, more });
+        // The same once more under another plan: another trace of a work with an equal digest.
+        if random.chance(15)
+            && let Some(Deed::Work { trial, pictures, wanted, .. }) = deeds.last().cloned()
+        {
+            deeds.push(Deed::Protect { plan: format!("twice = {trial}") });
+            deeds.push(Deed::Work { trial, train: false, pictures, wanted, more: false });
+        }
     }
     deeds
 }

@@ -84,7 +84,7 @@ enum Happens {
     Again {
         link: LinkId,
         to: Side,
-        message: Message,
+        message: Box<Message>,
     },
     Task {
         life: u64,
@@ -276,7 +276,7 @@ impl World {
             Happens::Connect(life) if life == self.trainer_life => self.connect(),
             Happens::Bytes { link, to, bytes } => self.arrive(link, to, &bytes),
             Happens::Ended { link, to } => self.link_event(link, to, LinkEvent::Disconnected),
-            Happens::Again { link, to, message } => self.link_event(link, to, LinkEvent::Message(message)),
+            Happens::Again { link, to, message } => self.link_event(link, to, LinkEvent::Message(*message)),
             Happens::Task { life, job, event } if life == self.device_life && self.processor.runs(job) => {
                 let event = match event {
                     TaskEnd::Done => self.processor.finish(job),
@@ -409,7 +409,7 @@ impl World {
             }
             Outcome::Failed(failure) => return Err(format!("command {step}: {failure:?}")),
         };
-        if done && self.run.at % self.every == 0 {
+        if done && self.run.at.is_multiple_of(self.every) {
             self.checkpoint = self.run.clone();
         }
         self.issue()
@@ -563,7 +563,7 @@ impl World {
         for message in messages {
             if self.occurs(Trouble::Duplicate) {
                 let after = if self.random.chance(50) { 0 } else { self.random.between(0, 3_000) };
-                self.at(after, Happens::Again { link, to, message: message.clone() });
+                self.at(after, Happens::Again { link, to, message: Box::new(message.clone()) });
             }
             self.link_event(link, to, LinkEvent::Message(message))?;
         }
