@@ -240,6 +240,17 @@ pub struct Field {
     pub format: String,
 }
 
+/// The table of an enumeration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choices {
+    /// Its name.
+    pub name: &'static str,
+    /// The integer on the wire.
+    pub integer: &'static str,
+    /// Number and name of every choice.
+    pub choices: Vec<(u64, &'static str)>,
+}
+
 /// Fixed-size little-endian integers.
 macro_rules! integers {
     ($($integer:ty),*) => {$(
@@ -426,6 +437,12 @@ macro_rules! wire_enum {
                 match self {
                     $(Self::$choice => stringify!($choice),)*
                 }
+            }
+
+            /// Name, integer, and the number and name of every choice.
+            pub fn table() -> $crate::format::Choices {
+                let choices = Self::ALL.iter().map(|choice| (u64::from(choice.number()), choice.name())).collect();
+                $crate::format::Choices { name: stringify!($name), integer: stringify!($integer), choices }
             }
 
             /// The choice of a number, if this version has one.

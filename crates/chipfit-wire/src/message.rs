@@ -13,7 +13,29 @@ pub use parts::{
     sha256, tensor_check,
 };
 
-use crate::format::{Blob, Fault, Field, Malformed, Reader, Varint, Wire, Writer, wire_struct};
+use crate::format::{Blob, Choices, Fault, Field, Malformed, Reader, Varint, Wire, Writer, wire_struct};
+
+/// Name and fields of every group of fields that messages are made of.
+pub fn structures() -> Vec<(&'static str, Vec<Field>)> {
+    vec![
+        ("Tag", Tag::fields()),
+        ("VersionRange", VersionRange::fields()),
+        ("Limits", Limits::fields()),
+        ("Held", Held::fields()),
+        ("View", View::fields()),
+        ("PictureRef", PictureRef::fields()),
+        ("NewPicture", NewPicture::fields()),
+        ("TensorPayload", TensorPayload::fields()),
+        ("TraceBody", TraceBody::fields()),
+        ("TensorRequest", TensorRequest::fields()),
+        ("TensorAnswer", TensorAnswer::fields()),
+    ]
+}
+
+/// Numbers and names of every enumeration.
+pub fn enumerations() -> Vec<Choices> {
+    vec![Mode::table(), ElementType::table(), Encoding::table(), Code::table()]
+}
 
 /// Why a body is no message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -418,6 +418,9 @@ pub enum Task {
     More(Vec<TensorRequest>),
 }
 
+#[cfg(test)]
+mod tests;
+
 /// Names and reasons on the wire have at most this many characters, so that they fit every link.
 const TEXT_CHARACTERS: usize = 2_000;
 
