@@ -25,7 +25,7 @@ impl Observer for Lines {
     fn step(&mut self, report: &StepReport) -> Flow {
         self.device += report.device_seconds;
         self.server += report.server_seconds;
-        if report.step % self.every == 0 {
+        if report.step.is_multiple_of(self.every) {
             println!(
                 "step {:5} of {} epoch {} loss {:.4} running {:.2}% changed {} strikes {:?} norm {:.2} device {:.1}s server {:.1}s",
                 report.step,

@@ -139,7 +139,8 @@ pub(crate) fn read(path: &Path, config: &str, state: &State) -> Result<Checkpoin
     };
     let lengths: Vec<usize> = state.masters.values().iter().map(Vec::len).collect();
     let channels: Vec<usize> = state.masters.parameters().iter().map(|parameter| parameter.scales.len()).collect();
-    let mut group = |lengths: &[usize]| -> Option<Vec<Vec<f32>>> { lengths.iter().map(|&length| take(length)).collect() };
+    let mut group =
+        |lengths: &[usize]| -> Option<Vec<Vec<f32>>> { lengths.iter().map(|&length| take(length)).collect() };
     let checkpoint = (|| {
         Some(Checkpoint {
             scales: group(&channels)?,

@@ -36,6 +36,9 @@ pub struct Parameter {
     pub zero_points: Vec<i32>,
     /// Least and greatest integer that it may hold, in the program's terms.
     pub range: [i32; 2],
+    /// What counts as a change of size 1, one per output channel: 127 integer steps of a weight; for a bias, 127 steps of
+    /// the output tensor.
+    pub units: Vec<f32>,
 }
 
 impl Parameter {
@@ -58,7 +61,8 @@ impl Parameter {
         out.clear();
         let [low, high] = self.range.map(f64::from);
         for ((channel, &scale), &zero) in reals.chunks(self.per_channel()).zip(&self.scales).zip(&self.zero_points) {
-            let integer = |&value: &f32| (f64::from((value / scale).round_ties_even()) + f64::from(zero)).clamp(low, high);
+            let integer =
+                |&value: &f32| (f64::from((value / scale).round_ties_even()) + f64::from(zero)).clamp(low, high);
             // Within i32 by the clamp; NaN becomes 0.
             out.extend(channel.iter().map(|value| integer(value) as i32));
         }
@@ -93,10 +97,15 @@ pub fn parameters(program: &Program) -> Result<Vec<Parameter>, TrainError> {
         let Op::Linear(linear) = &step.op else { continue };
         let input = step.inputs.first().map(|&id| program.tensor(id).scale);
         let input = input.ok_or_else(|| TrainError::step(&step.name, "it has no input"))?;
-        for parameter in [Some(weights(linear, position)), bias(linear, position, input)].into_iter().flatten() {
+        let output = program.tensor(step.output).scale;
+        for parameter in [Some(weights(linear, position)), bias(linear, position, input, output)].into_iter().flatten()
+        {
             let channels = linear.geometry.out_channels;
             if parameter.scales.len() != channels || parameter.length % channels.max(1) != 0 {
-                return Err(TrainError::step(&step.name, format!("'{}' does not fit its {channels} channels", parameter.name)));
+                return Err(TrainError::step(
+                    &step.name,
+                    format!("'{}' does not fit its {channels} channels", parameter.name),
+                ));
             }
             match known.get(&parameter.name).and_then(|&at| list.get_mut(at)) {
                 None => {
@@ -109,7 +118,10 @@ pub fn parameters(program: &Program) -> Result<Vec<Parameter>, TrainError> {
                         && first.kind == parameter.kind
                         && first.length == parameter.length;
                     if !is_same {
-                        let what = format!("it shares '{}' with another node, at another scale; export it twice", parameter.name);
+                        let what = format!(
+                            "it shares '{}' with another node, at another scale; export it twice",
+                            parameter.name
+                        );
                         return Err(TrainError::step(&step.name, what));
                     }
                     first.steps.push(StepId(position));
@@ -140,10 +152,11 @@ fn weights(linear: &Linear, position: usize) -> Parameter {
         scales: linear.weight_scales.clone(),
         zero_points: linear.weight_zero_points.iter().map(|&zero| i32::from(zero)).collect(),
         range: [low, 127],
+        units: linear.weight_scales.iter().map(|scale| 127.0 * scale).collect(),
     }
 }
 
-fn bias(linear: &Linear, position: usize, input_scale: f32) -> Option<Parameter> {
+fn bias(linear: &Linear, position: usize, input_scale: f32, output_scale: f32) -> Option<Parameter> {
     let name = linear.bias_name.clone()?;
     // No accumulator may leave int32 without a fault: |x - zero| <= 255, |w - zero| <= 255 or 128.
     let weight = if linear.product_bits() == 16 { 128 } else { 255 };
@@ -158,5 +171,6 @@ fn bias(linear: &Linear, position: usize, input_scale: f32) -> Option<Parameter>
         scales: linear.weight_scales.iter().map(|&scale| input_scale * scale).collect(),
         zero_points: vec![0; linear.bias.len()],
         range: [-most, most],
+        units: vec![127.0 * output_scale; linear.bias.len()],
     })
 }

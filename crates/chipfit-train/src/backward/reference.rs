@@ -19,13 +19,7 @@ fn real(tensor: &Tensor, byte: u8) -> f64 {
 }
 
 /// The output's values when the parameters are `values`, around the trace `bytes` that came of `held`.
-pub(super) fn output(
-    program: &Program,
-    names: &[String],
-    held: &Values,
-    values: &Values,
-    bytes: &Bytes,
-) -> Vec<f64> {
+pub(super) fn output(program: &Program, names: &[String], held: &Values, values: &Values, bytes: &Bytes) -> Vec<f64> {
     let at = |id: TensorId| -> Vec<f64> {
         let tensor = program.tensor(id);
         bytes[id.0].iter().map(|&byte| real(tensor, byte)).collect()
@@ -183,7 +177,9 @@ fn function(
         Op::GlobalAveragePool => {
             let channels = from(0).channels();
             let positions = inputs[0].len() / channels;
-            outputs.map(|o| (0..positions).map(|p| inputs[0][p * channels + o]).sum::<f64>() / positions as f64).collect()
+            outputs
+                .map(|o| (0..positions).map(|p| inputs[0][p * channels + o]).sum::<f64>() / positions as f64)
+                .collect()
         }
         Op::Table(table) => {
             let slopes = slopes(&step.op_type, from(0), to, table);
