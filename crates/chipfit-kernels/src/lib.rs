@@ -20,6 +20,7 @@ mod drive;
 mod elementwise;
 mod error;
 mod finish;
+pub mod float;
 mod geometry;
 mod isa;
 mod output;
