@@ -3,3 +3,12 @@
 //! The forward pass runs on a [`chipfit_npu::Processor`], errors included; the integer tensors that it really computed
 //! are the forward values of the backward pass. Master weights are fp32 here, int8 there.
 #![forbid(unsafe_code)]
+
+pub mod backward;
+mod error;
+mod kernel;
+pub mod parameters;
+
+pub use backward::{Backward, Gradients};
+pub use error::TrainError;
+pub use parameters::{Kind, Parameter};
