@@ -4,10 +4,16 @@
 //! are the forward values of the backward pass. Master weights are fp32 here, int8 there.
 #![forbid(unsafe_code)]
 
+pub mod augment;
 pub mod backward;
 mod error;
 mod kernel;
+pub mod loss;
+pub mod masters;
+pub mod optimizer;
 pub mod parameters;
+pub mod schedule;
+pub mod scratch;
 
 pub use backward::{Backward, Gradients};
 pub use error::TrainError;

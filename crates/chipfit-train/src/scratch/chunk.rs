@@ -1,13 +1,12 @@
 //! What one thread holds of a batch: a few pictures, their values and gradients, and their share of the sums.
 
-use chipfit_kernels::float::{FloatConv, FloatScratch};
+use chipfit_kernels::float::FloatScratch;
 
 use super::engine::{Batch, Shared};
 use super::error::ScratchError;
 use super::graph::{Kind, Layer, Network};
-use super::head;
 use super::norm::{self, Affine, GradientSums, Moments};
-use super::plan::{LayerId, Plan, Step};
+use super::plan::{LayerId, Step};
 use super::pool;
 
 /// Pictures that go through the network together.
@@ -62,9 +61,9 @@ impl Chunk {
         for (gradient, extent) in self.gradients.iter_mut().zip(&network.extents) {
             gradient.resize(pictures * extent.elements(), 0.0);
         }
-        for (sum, parameter) in self.parameters.iter_mut().zip(&network.parameters) {
+        for (sum, values) in self.parameters.iter_mut().zip(&network.values) {
             sum.clear();
-            sum.resize(parameter.values.len(), 0.0);
+            sum.resize(values.len(), 0.0);
         }
     }
 
@@ -134,9 +133,10 @@ impl Chunk {
         let mut rows = gradient.map(|gradient| gradient.chunks_exact_mut(classes));
         for (logits, &label) in logits.chunks_exact(classes).zip(labels) {
             let row = rows.as_mut().and_then(Iterator::next).unwrap_or(&mut unused);
-            let smoothing = if batch.is_training { batch.smoothing } else { 0.0 };
-            self.loss += head::cross_entropy(logits, label, smoothing, 1.0 / batch.labels.len() as f32, row);
-            self.hits += usize::from(head::is_hit(logits, label));
+            // A label is below the number of classes, which is a usize.
+            let label = label as usize;
+            self.loss += batch.loss.picture(logits, label, None, 1.0 / batch.labels.len() as f32, row);
+            self.hits += usize::from(is_hit(logits, label));
         }
         Ok(())
     }
@@ -283,6 +283,17 @@ impl Chunk {
         }
         Ok(())
     }
+}
+
+/// Whether the label has the largest logit; the first of equal ones counts.
+fn is_hit(logits: &[f32], label: usize) -> bool {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (class, &logit) in logits.iter().enumerate() {
+        if logit > best.1 {
+            best = (class, logit);
+        }
+    }
+    best.0 == label
 }
 
 fn put(list: &mut [Vec<f32>], at: usize, values: Vec<f32>) {

@@ -10,9 +10,10 @@ use rayon::prelude::*;
 
 use super::chunk::Chunk;
 use super::error::ScratchError;
-use super::graph::{Kind, Network};
+use super::graph::{Kind, Network, Role};
 use super::norm::{GradientSums, Moments, Statistics};
 use super::plan::{LayerId, Plan, Step};
+use crate::loss::Loss;
 
 /// Pictures of a chunk.
 const CHUNK_PICTURES: usize = 8;
@@ -31,8 +32,8 @@ pub(super) struct Batch<'a> {
     pub(super) fetch: Fetch<'a>,
     /// Class of each.
     pub(super) labels: &'a [u32],
-    /// Label smoothing, 0 to 1; only in training.
-    pub(super) smoothing: f32,
+    /// The loss.
+    pub(super) loss: Loss,
     /// Whether there is a way back.
     pub(super) is_training: bool,
 }
@@ -91,7 +92,7 @@ impl Engine {
         let convs = network.layers.iter().map(conv).collect::<Result<_, _>>()?;
         let is_large = network.parameter_count() >= LARGE_PARAMETERS;
         let mut engine = Self {
-            gradients: network.parameters.iter().map(|parameter| vec![0.0; parameter.values.len()]).collect(),
+            gradients: network.values.iter().map(|values| vec![0.0; values.len()]).collect(),
             convs,
             plan: Plan::new(&network),
             statistics: vec![Statistics::default(); network.layers.len()],
@@ -198,7 +199,6 @@ impl Engine {
 
     /// Whether a parameter's gradient is summed chunk by chunk; a normalisation's comes from its own sums.
     fn is_linear(&self, id: usize) -> bool {
-        use super::graph::Role;
         let role = self.network.parameters.get(id).map(|parameter| parameter.role);
         matches!(role, Some(Role::Weight { .. } | Role::Bias))
     }

@@ -228,8 +228,6 @@ pub(super) struct Parameter {
     pub(super) dims: Vec<usize>,
     /// ONNX's order.
     pub(super) layout: Layout,
-    /// Its elements, in the layers' order.
-    pub(super) values: Vec<f32>,
 }
 
 /// A network to be trained.
@@ -245,6 +243,8 @@ pub struct Network {
     pub(super) layers: Vec<Layer>,
     /// What is trained.
     pub(super) parameters: Vec<Parameter>,
+    /// One per parameter: its elements, in the layers' order.
+    pub(super) values: Vec<Vec<f32>>,
 }
 
 impl Network {
@@ -261,7 +261,7 @@ impl Network {
 
     /// Trained numbers; running statistics are not counted.
     pub fn parameter_count(&self) -> usize {
-        self.parameters.iter().map(|parameter| parameter.values.len()).sum()
+        self.values.iter().map(Vec::len).sum()
     }
 
     /// Multiplications of one forward pass of one picture, taps on padding included.
@@ -278,6 +278,6 @@ impl Network {
     }
 
     pub(super) fn parameter(&self, id: ParameterId) -> &[f32] {
-        self.parameters.get(id).map_or(&[], |parameter| &parameter.values)
+        self.values.get(id).map_or(&[], Vec::as_slice)
     }
 }

@@ -132,7 +132,7 @@ impl<'m> At<'m> {
 impl<'m> Reader<'m> {
     fn new(model: &'m Model) -> Result<Self, ScratchError> {
         let index = Index::new(model);
-        let network = Network { extents: Vec::new(), input: 0, logits: 0, layers: Vec::new(), parameters: Vec::new() };
+        let network = Network { extents: Vec::new(), input: 0, logits: 0, layers: Vec::new(), parameters: Vec::new(), values: Vec::new() };
         Ok(Self { index, network, known: BTreeMap::new(), taken: BTreeMap::new(), softmax: None })
     }
 
@@ -261,8 +261,8 @@ impl<'m> Reader<'m> {
     }
 
     fn add_parameter(&mut self, name: String, tensor: &ConstTensor, role: Role, layout: Layout) -> ParameterId {
-        let values = layout.from_onnx(&floats(tensor));
-        self.network.parameters.push(Parameter { name, role, dims: tensor.dims().to_vec(), layout, values });
+        self.network.values.push(layout.from_onnx(&floats(tensor)));
+        self.network.parameters.push(Parameter { name, role, dims: tensor.dims().to_vec(), layout });
         self.network.parameters.len() - 1
     }
 
@@ -429,14 +429,15 @@ impl<'m> Reader<'m> {
         let extent = self.network.extent(input.value);
         let name = at.input(0).unwrap_or_default();
         let uses = self.index.scopes.first().map_or(0, |scope| scope.uses(name).len());
+        // An Identity in between has the same value under another name; then the count of uses says too little.
+        let is_last_word = uses == 1 && self.names_of(input.value) == 1;
         let maker = self.network.layers.iter_mut().find(|layer| layer.output == input.value);
         let place = match maker.map(|layer| &mut layer.kind) {
             Some(Kind::Norm(norm)) => Some(&mut norm.clamp),
             Some(Kind::Add(clamp)) => Some(clamp),
             _ => None,
         };
-        // An Identity in between has the same value under another name; then the count of uses says too little.
-        if let Some(place) = place.filter(|place| place.is_none() && uses == 1 && self.names_of(input.value) == 1) {
+        if let Some(place) = place.filter(|place| place.is_none() && is_last_word) {
             *place = clamp;
             self.known.insert(at.output().to_owned(), input);
             return Ok(());

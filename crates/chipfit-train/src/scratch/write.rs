@@ -20,8 +20,8 @@ impl Network {
             tensors.insert(name.to_owned(), tensor);
             Ok::<(), ScratchError>(())
         };
-        for parameter in &self.parameters {
-            add(&parameter.name, parameter.dims.clone(), &parameter.layout.to_onnx(&parameter.values))?;
+        for (parameter, values) in self.parameters.iter().zip(&self.values) {
+            add(&parameter.name, parameter.dims.clone(), &parameter.layout.to_onnx(values))?;
         }
         for layer in &self.layers {
             let Kind::Norm(norm) = &layer.kind else { continue };
@@ -39,7 +39,7 @@ impl Network {
     pub fn to_model(&self, model: &Model) -> Result<Model, ScratchError> {
         let mut result = model.clone();
         for (name, tensor) in self.tensors()? {
-            let found = result.proto.graph.initializer.iter_mut().find(|old| old.name.as_deref() == Some(name.as_str()));
+            let found = result.proto.graph.get_or_insert_default().initializer.iter_mut().find(|old| old.name.as_deref() == Some(name.as_str()));
             let Some(old) = found else {
                 return Err(ScratchError::parameter(&name, "the model has no such initializer"));
             };
