@@ -10,10 +10,16 @@
 //!
 //! Read `twin` first (the specification), then `conv` ([`FloatConv`], the entry point).
 
+mod axis;
 mod conv;
 mod elementwise;
+mod loops;
+mod pass;
 mod scratch;
+mod source;
+mod sums;
 mod twin;
+mod vector;
 
 pub use conv::FloatConv;
 pub use elementwise::{add, dequantise, mask_gradient, multiply_add, scale};

@@ -1,6 +1,9 @@
 //! [`FloatConv`]: a convolution in f32 with its gradients.
 
+use super::loops::loops;
+use super::pass::{Call, Direction, Pass};
 use super::scratch::FloatScratch;
+use super::sums::Sums;
 use super::twin;
 use crate::error::{KernelError, check_length};
 use crate::geometry::ConvGeometry;
@@ -16,8 +19,22 @@ pub struct FloatConv {
     geometry: ConvGeometry,
     /// Output rows and columns.
     output: [usize; 2],
-    /// As loaded.
-    weights: Vec<f32>,
+    work: Work,
+}
+
+/// What a loaded convolution runs on.
+#[derive(Clone, Debug)]
+enum Work {
+    /// The twin, with the weights as loaded.
+    Twin(Vec<f32>),
+    Loops(Box<Passes>),
+}
+
+#[derive(Clone, Debug)]
+struct Passes {
+    forward: Pass,
+    input_gradient: Pass,
+    sums: Sums,
 }
 
 impl FloatConv {
@@ -30,8 +47,15 @@ impl FloatConv {
             return Err(KernelError::Unavailable { isa });
         }
         let output = geometry.checked_output()?;
-        let weights = vec![0.0; geometry.out_channels * geometry.products()];
-        Ok(Self { isa, geometry, output, weights })
+        let work = match loops(isa) {
+            None => Work::Twin(vec![0.0; geometry.out_channels * geometry.products()]),
+            Some(loops) => Work::Loops(Box::new(Passes {
+                forward: Pass::new(loops, &geometry, output, Direction::Forward),
+                input_gradient: Pass::new(loops, &geometry, output, Direction::InputGradient),
+                sums: Sums::new(loops, &geometry, output),
+            })),
+        };
+        Ok(Self { isa, geometry, output, work })
     }
 
     /// The shapes.
@@ -70,7 +94,13 @@ impl FloatConv {
     /// [`KernelError::Length`] for another number of weights.
     pub fn load(&mut self, weights: &[f32]) -> Result<(), KernelError> {
         check_length("weights", weights.len(), self.weight_elements())?;
-        self.weights.copy_from_slice(weights);
+        match &mut self.work {
+            Work::Twin(held) => held.copy_from_slice(weights),
+            Work::Loops(passes) => {
+                passes.forward.load(&self.geometry, weights);
+                passes.input_gradient.load(&self.geometry, weights);
+            }
+        }
         Ok(())
     }
 
@@ -93,8 +123,12 @@ impl FloatConv {
         if let Some(bias) = bias {
             check_length("bias", bias.len(), self.geometry.out_channels)?;
         }
-        let _ = scratch;
-        twin::forward(&self.geometry, &self.weights, input, bias, output);
+        match &self.work {
+            Work::Twin(weights) => twin::forward(&self.geometry, weights, input, bias, output),
+            Work::Loops(passes) => {
+                passes.forward.run(scratch, &mut Call { pictures, source: input, bias, target: output });
+            }
+        }
         Ok(())
     }
 
@@ -114,8 +148,13 @@ impl FloatConv {
     ) -> Result<(), KernelError> {
         check_pictures("output gradient", output_gradient.len(), pictures, self.output_elements())?;
         check_pictures("input gradient", input_gradient.len(), pictures, self.input_elements())?;
-        let _ = scratch;
-        twin::input_gradient(&self.geometry, &self.weights, output_gradient, input_gradient);
+        match &self.work {
+            Work::Twin(weights) => twin::input_gradient(&self.geometry, weights, output_gradient, input_gradient),
+            Work::Loops(passes) => {
+                let mut call = Call { pictures, source: output_gradient, bias: None, target: input_gradient };
+                passes.input_gradient.run(scratch, &mut call);
+            }
+        }
         Ok(())
     }
 
@@ -138,8 +177,10 @@ impl FloatConv {
         check_pictures("input", input.len(), pictures, self.input_elements())?;
         check_pictures("output gradient", output_gradient.len(), pictures, self.output_elements())?;
         check_length("weight gradient", weight_gradient.len(), self.weight_elements())?;
-        let _ = scratch;
-        twin::weight_gradient(&self.geometry, input, output_gradient, weight_gradient);
+        match &self.work {
+            Work::Twin(_) => twin::weight_gradient(&self.geometry, input, output_gradient, weight_gradient),
+            Work::Loops(passes) => passes.sums.run(scratch, pictures, input, output_gradient, weight_gradient),
+        }
         Ok(())
     }
 
