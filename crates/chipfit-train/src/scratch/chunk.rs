@@ -142,7 +142,9 @@ impl Chunk {
     }
 
     fn gradient_sums(&mut self, shared: &Shared<'_>, id: LayerId) {
-        let (Some(layer), Some(statistics)) = (shared.network.layers.get(id), shared.statistics.get(id)) else { return };
+        let (Some(layer), Some(statistics)) = (shared.network.layers.get(id), shared.statistics.get(id)) else {
+            return;
+        };
         let Kind::Norm(norm) = &layer.kind else { return };
         let mut gradient = self.gradients.get_mut(layer.output).map(std::mem::take).unwrap_or_default();
         self.sums =
@@ -258,7 +260,8 @@ impl Chunk {
         match &layer.kind {
             Kind::Linear { .. } => {
                 let Some(conv) = shared.convs.get(id).and_then(Option::as_ref) else { return Ok(()) };
-                conv.input_gradient(&mut self.scratch, self.pictures, gradient, target).map_err(|e| kernel(layer, e))?;
+                conv.input_gradient(&mut self.scratch, self.pictures, gradient, target)
+                    .map_err(|e| kernel(layer, e))?;
             }
             Kind::Norm(norm) => {
                 let (Some(statistics), Some((sums, count))) = (shared.statistics.get(id), shared.sums) else {

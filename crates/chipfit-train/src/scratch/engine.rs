@@ -138,9 +138,9 @@ impl Engine {
                 statistics: &self.statistics,
                 sums: sums.as_ref().map(|(sums, count)| (sums, *count)),
             };
-            chunks.par_iter_mut().try_for_each(|chunk| {
-                run.iter().try_for_each(|&step| chunk.step(&shared, batch, step))
-            })?;
+            chunks
+                .par_iter_mut()
+                .try_for_each(|chunk| run.iter().try_for_each(|&step| chunk.step(&shared, batch, step)))?;
             match run.last() {
                 Some(&Step::Moments(layer)) => self.join_moments(layer, chunks),
                 Some(&Step::Sums(layer)) => sums = self.join_sums(layer, chunks),

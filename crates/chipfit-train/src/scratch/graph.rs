@@ -185,7 +185,7 @@ impl Layout {
     }
 
     /// ONNX's elements in the layers' order.
-    pub(super) fn from_onnx(self, values: &[f32]) -> Vec<f32> {
+    pub(super) fn of_onnx(self, values: &[f32]) -> Vec<f32> {
         (0..values.len()).map(|at| values.get(self.onnx_position(at)).copied().unwrap_or(0.0)).collect()
     }
 

@@ -63,11 +63,7 @@ impl Moments {
 }
 
 /// Sums over pixels of `channels` values: `add` adds one pixel of each list to the sums.
-fn column_sums<const N: usize>(
-    lists: [&[f32]; N],
-    channels: usize,
-    add: impl Fn(&mut [f32], [&[f32]; N]),
-) -> Vec<f64> {
+fn column_sums<const N: usize>(lists: [&[f32]; N], channels: usize, add: impl Fn(&mut [f32], [&[f32]; N])) -> Vec<f64> {
     let channels = channels.max(1);
     let mut total = vec![0.0_f64; channels];
     let mut sum = vec![0.0_f32; channels];
@@ -113,7 +109,8 @@ pub(super) struct Affine<'a> {
 /// `y = clamp(scale * (x - mean) * inverse + shift)`.
 pub(super) fn forward(x: &[f32], statistics: &Statistics, affine: Affine<'_>, clamp: Clamp, y: &mut [f32]) {
     let channels = affine.scale.len().max(1);
-    let factor: Vec<f32> = affine.scale.iter().zip(&statistics.inverse).map(|(scale, inverse)| scale * inverse).collect();
+    let factor: Vec<f32> =
+        affine.scale.iter().zip(&statistics.inverse).map(|(scale, inverse)| scale * inverse).collect();
     for (x, y) in x.chunks_exact(channels).zip(y.chunks_exact_mut(channels)) {
         let constants = statistics.mean.iter().zip(&factor).zip(affine.shift);
         for ((x, y), ((mean, factor), shift)) in x.iter().zip(y).zip(constants) {
@@ -138,8 +135,7 @@ impl GradientSums {
     pub(super) fn of(x: &[f32], y: &[f32], statistics: &Statistics, clamp: Clamp, gradient: &mut [f32]) -> Self {
         mask(y, clamp, gradient);
         let channels = statistics.mean.len();
-        let shift =
-            column_sums([gradient], channels, |sum, [g]| sum.iter_mut().zip(g).for_each(|(sum, g)| *sum += g));
+        let shift = column_sums([gradient], channels, |sum, [g]| sum.iter_mut().zip(g).for_each(|(sum, g)| *sum += g));
         let mut scale = column_sums([gradient, x], channels, |sum, [g, x]| {
             for (((sum, g), x), mean) in sum.iter_mut().zip(g).zip(x).zip(&statistics.mean) {
                 *sum += g * (x - mean);
@@ -174,9 +170,14 @@ pub(super) fn backward(
     let channels = scale.len().max(1);
     let factor: Vec<f32> = scale.iter().zip(&statistics.inverse).map(|(scale, inverse)| scale * inverse).collect();
     let average: Vec<f32> = sums.shift.iter().map(|sum| (sum / count) as f32).collect();
-    let slope: Vec<f32> =
-        sums.scale.iter().zip(&statistics.inverse).map(|(sum, &inverse)| (sum / count * f64::from(inverse)) as f32).collect();
-    let pixels = x.chunks_exact(channels).zip(gradient.chunks_exact(channels)).zip(x_gradient.chunks_exact_mut(channels));
+    let slope: Vec<f32> = sums
+        .scale
+        .iter()
+        .zip(&statistics.inverse)
+        .map(|(sum, &inverse)| (sum / count * f64::from(inverse)) as f32)
+        .collect();
+    let pixels =
+        x.chunks_exact(channels).zip(gradient.chunks_exact(channels)).zip(x_gradient.chunks_exact_mut(channels));
     for ((x, g), target) in pixels {
         let constants = statistics.mean.iter().zip(&factor).zip(average.iter().zip(&slope));
         for (((x, g), target), ((mean, factor), (average, slope))) in x.iter().zip(g).zip(target).zip(constants) {

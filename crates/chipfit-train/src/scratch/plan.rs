@@ -47,7 +47,8 @@ impl Plan {
             run.push(last);
             training.push(std::mem::take(run));
         };
-        let is_norm = |layer: LayerId| matches!(network.layers.get(layer).map(|layer| &layer.kind), Some(Kind::Norm(_)));
+        let is_norm =
+            |layer: LayerId| matches!(network.layers.get(layer).map(|layer| &layer.kind), Some(Kind::Norm(_)));
         let layers = 0..network.layers.len();
         for layer in layers.clone() {
             if is_norm(layer) {

@@ -132,7 +132,14 @@ impl<'m> At<'m> {
 impl<'m> Reader<'m> {
     fn new(model: &'m Model) -> Result<Self, ScratchError> {
         let index = Index::new(model);
-        let network = Network { extents: Vec::new(), input: 0, logits: 0, layers: Vec::new(), parameters: Vec::new(), values: Vec::new() };
+        let network = Network {
+            extents: Vec::new(),
+            input: 0,
+            logits: 0,
+            layers: Vec::new(),
+            parameters: Vec::new(),
+            values: Vec::new(),
+        };
         Ok(Self { index, network, known: BTreeMap::new(), taken: BTreeMap::new(), softmax: None })
     }
 
@@ -142,7 +149,11 @@ impl<'m> Reader<'m> {
         let inputs: Vec<_> =
             graph.input.iter().filter(|input| !is_constant(input.name.as_deref().unwrap_or_default())).collect();
         let ([input], [output]) = (inputs.as_slice(), graph.output.as_slice()) else {
-            let what = format!("it has {} inputs and {} outputs; one of each can be trained", inputs.len(), graph.output.len());
+            let what = format!(
+                "it has {} inputs and {} outputs; one of each can be trained",
+                inputs.len(),
+                graph.output.len()
+            );
             return Err(ScratchError::Graph(what));
         };
         let extent = input_extent(input)?;
@@ -182,10 +193,19 @@ impl<'m> Reader<'m> {
     fn value(&self, at: &At<'m>, position: usize) -> Result<Known, ScratchError> {
         let name = at.input(position).ok_or_else(|| at.unsupported(format!("input {position} is missing")))?;
         let known = self.known.get(name).copied();
-        known.ok_or_else(|| at.unsupported(format!("input '{name}' is a constant or comes from no layer that is trained")))
+        known.ok_or_else(|| {
+            at.unsupported(format!("input '{name}' is a constant or comes from no layer that is trained"))
+        })
     }
 
-    fn push(&mut self, at: &At<'m>, kind: Kind, inputs: &[Known], extent: Extent, is_flat: bool) -> Result<(), ScratchError> {
+    fn push(
+        &mut self,
+        at: &At<'m>,
+        kind: Kind,
+        inputs: &[Known],
+        extent: Extent,
+        is_flat: bool,
+    ) -> Result<(), ScratchError> {
         let output = self.add_value(extent).ok_or_else(|| at.unsupported("its result is empty or too large"))?;
         let inputs = inputs.iter().map(|known| known.value).collect();
         self.network.layers.push(Layer { name: at.label.clone(), kind, inputs, output });
@@ -248,7 +268,10 @@ impl<'m> Reader<'m> {
             return Err(at.unsupported(format!("input '{name}' must be an initializer")));
         };
         if let Some(other) = self.taken.insert(name.to_owned(), at.label.clone()) {
-            return Err(ScratchError::parameter(name, format!("'{other}' and '{}' share it; export it twice", at.label)));
+            return Err(ScratchError::parameter(
+                name,
+                format!("'{other}' and '{}' share it; export it twice", at.label),
+            ));
         }
         let initializers = &self.index.model.graph().initializer;
         let Some(proto) = initializers.get(which) else { return Ok(None) };
@@ -261,13 +284,19 @@ impl<'m> Reader<'m> {
     }
 
     fn add_parameter(&mut self, name: String, tensor: &ConstTensor, role: Role, layout: Layout) -> ParameterId {
-        self.network.values.push(layout.from_onnx(&floats(tensor)));
+        self.network.values.push(layout.of_onnx(&floats(tensor)));
         self.network.parameters.push(Parameter { name, role, dims: tensor.dims().to_vec(), layout });
         self.network.parameters.len() - 1
     }
 
     /// A parameter of `length` elements in one row.
-    fn row(&mut self, at: &At<'m>, position: usize, role: Role, length: usize) -> Result<Option<ParameterId>, ScratchError> {
+    fn row(
+        &mut self,
+        at: &At<'m>,
+        position: usize,
+        role: Role,
+        length: usize,
+    ) -> Result<Option<ParameterId>, ScratchError> {
         let Some((name, tensor)) = self.constant(at, position)? else { return Ok(None) };
         if tensor.len() != length || tensor.dims().last() != Some(&length) {
             let what = format!("its shape is {:?}, '{}' needs [{length}]", tensor.dims(), at.label);
@@ -282,7 +311,9 @@ impl<'m> Reader<'m> {
         let from = self.network.extent(input.value);
         let Some((name, tensor)) = self.constant(at, 1)? else { return Err(at.unsupported("it has no weights")) };
         let &[out_channels, inner, rows, columns] = tensor.dims() else {
-            return Err(at.unsupported(format!("its weights have shape {:?}; convolutions of maps only", tensor.dims())));
+            return Err(
+                at.unsupported(format!("its weights have shape {:?}; convolutions of maps only", tensor.dims()))
+            );
         };
         let groups = usize::try_from(get_i(at.node, "group").unwrap_or(1)).unwrap_or(0);
         let has_channels = inner.checked_mul(groups) == Some(from.channels);
@@ -377,7 +408,9 @@ impl<'m> Reader<'m> {
         let input = self.value(at, 0)?;
         let extent = self.network.extent(input.value);
         if input.is_flat && extent.height * extent.width != 1 {
-            return Err(at.unsupported("a normalisation of a flattened map cannot be trained; put it before the Flatten"));
+            return Err(
+                at.unsupported("a normalisation of a flattened map cannot be trained; put it before the Flatten")
+            );
         }
         let missing = || at.unsupported("it needs scale, shift, mean and variance");
         let scale = self.row(at, 1, Role::Scale, extent.channels)?.ok_or_else(missing)?;
@@ -417,10 +450,7 @@ impl<'m> Reader<'m> {
                 _ => Err(at.unsupported(format!("bound '{name}' must be one constant"))),
             }
         };
-        let clamp = Clamp {
-            low: bound(1, "min", f32::NEG_INFINITY)?,
-            high: bound(2, "max", f32::INFINITY)?,
-        };
+        let clamp = Clamp { low: bound(1, "min", f32::NEG_INFINITY)?, high: bound(2, "max", f32::INFINITY)? };
         if clamp.low < clamp.high { Ok(clamp) } else { Err(at.unsupported("its bounds leave nothing between them")) }
     }
 
@@ -458,9 +488,10 @@ impl<'m> Reader<'m> {
         let (input, constant) = if is_known(0) { (0, 1) } else { (1, 0) };
         let known = self.value(at, input)?;
         let uses = self.index.scopes.first().map_or(0, |scope| scope.uses(at.input(input).unwrap_or_default()).len());
-        let maker = self.network.layers.iter().position(|layer| {
-            layer.output == known.value && matches!(&layer.kind, Kind::Linear { bias: None, .. })
-        });
+        let maker =
+            self.network.layers.iter().position(|layer| {
+                layer.output == known.value && matches!(&layer.kind, Kind::Linear { bias: None, .. })
+            });
         let Some(maker) = maker.filter(|_| known.is_flat && uses == 1 && self.names_of(known.value) == 1) else {
             return Err(at.unsupported("a constant can only be added to a matrix product that has no bias"));
         };

@@ -55,7 +55,10 @@ fn check_gradients(network: Network, count: usize, most: usize, near: f64) {
             for ((old, new), now) in norm.running[part].iter().zip(&new.running[part]).zip(now) {
                 let momentum = f64::from(norm.momentum);
                 let expected = momentum * f64::from(*old) + (1.0 - momentum) * now;
-                assert!((f64::from(*new) - expected).abs() < 1e-5 * (1.0 + expected.abs()), "{new}, expected {expected}");
+                assert!(
+                    (f64::from(*new) - expected).abs() < 1e-5 * (1.0 + expected.abs()),
+                    "{new}, expected {expected}"
+                );
             }
         }
     }
@@ -75,7 +78,10 @@ fn check_gradients(network: Network, count: usize, most: usize, near: f64) {
             let expected = (loss(step) - loss(-step)) / (2.0 * step);
             let found = f64::from(engine.gradients[id][at]);
             let name = &before.parameters[id].name;
-            assert!((found - expected).abs() <= near * scale + 1e-6, "{name}[{at}]: {found}, expected {expected}, largest {scale}");
+            assert!(
+                (found - expected).abs() <= near * scale + 1e-6,
+                "{name}[{at}]: {found}, expected {expected}, largest {scale}"
+            );
             checked += 1;
         }
         assert!(checked > 0);

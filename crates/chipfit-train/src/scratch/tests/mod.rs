@@ -1,7 +1,7 @@
 //! Tests of training from scratch; what they share: small models and pictures.
 
+mod golden;
 mod gradients;
-
 
 mod reading;
 mod reference;
@@ -88,8 +88,10 @@ impl Small {
     }
 
     pub(super) fn norm(&mut self, name: &str, channels: usize) {
-        let parts: Vec<String> =
-            ["scale", "shift", "mean"].iter().map(|part| self.parameter(&format!("{name}.{part}"), &[channels])).collect();
+        let parts: Vec<String> = ["scale", "shift", "mean"]
+            .iter()
+            .map(|part| self.parameter(&format!("{name}.{part}"), &[channels]))
+            .collect();
         let variance: Vec<f32> = self.numbers.list(channels).iter().map(|v| 1.5 + v).collect();
         let variance = self.constant(&format!("{name}.variance"), &[channels], &variance);
         let parts: Vec<String> = parts.into_iter().chain([variance]).collect();

@@ -14,8 +14,8 @@ fn convolve(g: &chipfit_kernels::ConvGeometry, x: &[f64], weights: &[f64], bias:
     for (row, column) in (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))) {
         for out in 0..g.out_channels {
             let mut sum = bias.map_or(0.0, |bias| bias[out]);
-            for (kr, kc, i) in (0..g.kernel[0])
-                .flat_map(|a| (0..g.kernel[1]).flat_map(move |b| (0..inner).map(move |i| (a, b, i))))
+            for (kr, kc, i) in
+                (0..g.kernel[0]).flat_map(|a| (0..g.kernel[1]).flat_map(move |b| (0..inner).map(move |i| (a, b, i))))
             {
                 let r = (row * g.stride[0] + kr * g.dilation[0]) as i64 - g.pads[0] as i64;
                 let c = (column * g.stride[1] + kc * g.dilation[1]) as i64 - g.pads[1] as i64;

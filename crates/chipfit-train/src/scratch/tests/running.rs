@@ -96,7 +96,10 @@ fn nonsense_is_refused() {
         ("epochs", Config { epochs: 0, ..config.clone() }),
         ("rate", Config { rate: f32::NAN, ..config.clone() }),
         ("clip", Config { clip: Some(0.0), ..config.clone() }),
-        ("schedule.warm_up", Config { schedule: crate::schedule::Schedule { warm_up: 1.0, ..config.schedule }, ..config.clone() }),
+        (
+            "schedule.warm_up",
+            Config { schedule: crate::schedule::Schedule { warm_up: 1.0, ..config.schedule }, ..config.clone() },
+        ),
     ] {
         let error = refusal(config);
         assert!(matches!(error, ScratchError::Config { field: found, .. } if found == field), "{field}: {error}");
