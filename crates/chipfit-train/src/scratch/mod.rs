@@ -15,6 +15,7 @@ mod engine;
 mod error;
 mod graph;
 mod norm;
+mod passes;
 mod pictures;
 mod plan;
 mod pool;
@@ -24,6 +25,7 @@ mod write;
 
 pub use error::ScratchError;
 pub use graph::Network;
+pub use passes::Passes;
 pub use pictures::{FloatPictures, MemoryPictures};
 pub use train::{Config, Evaluation, Event, Outcome, Start, evaluate, train};
 

@@ -5,9 +5,8 @@ use std::path::Path;
 
 use chipfit_model::{ConstTensor, Limits, Model};
 
-use super::super::engine::Engine;
-use super::super::graph::Network;
-use super::gradients::pass;
+use super::super::passes::Passes;
+use crate::loss::Loss;
 
 #[test]
 fn gradients_are_those_of_pytorch() {
@@ -19,16 +18,14 @@ fn gradients_are_those_of_pytorch() {
     let numbers = |name: &str| tensors[name].to_f64_vec().expect("numbers");
     let labels: Vec<u32> = numbers("given/labels").iter().map(|&label| label as u32).collect();
     let x: Vec<f32> = numbers("given/x").iter().map(|&x| x as f32).collect();
-    let pictures: Vec<Vec<f32>> = x.chunks(x.len() / labels.len()).map(<[f32]>::to_vec).collect();
-
-    let mut engine = Engine::new(Network::from_model(&model).expect("it can be trained")).expect("an engine");
-    let score = pass(&mut engine, &pictures, &labels, numbers("given/smoothing")[0] as f32);
-    let (loss, expected) = (score.loss / labels.len() as f64, numbers("expected/loss")[0]);
+    let mut passes = Passes::new(&model).expect("it can be trained");
+    let smoothing = numbers("given/smoothing")[0] as f32;
+    let loss = passes.pass(&x, &labels, Loss { smoothing, ..Loss::default() }).expect("a pass");
+    let expected = numbers("expected/loss")[0];
     assert!((loss - expected).abs() < 1e-6 * expected, "loss {loss}, PyTorch {expected}");
 
-    // As tensors of the model: what is written back is what PyTorch's names mean.
-    let running = engine.network.tensors().expect("tensors");
-    let gradients = engine.network.like_parameters(&engine.gradients).expect("tensors");
+    let running = passes.network().tensors().expect("tensors");
+    let gradients = passes.gradients().expect("tensors");
     let mut compared = [0; 2];
     for (name, tensor) in &tensors {
         let (kind, found) = match (name.strip_prefix("expected/gradient/"), name.strip_prefix("expected/running/")) {
