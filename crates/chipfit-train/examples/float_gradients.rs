@@ -25,7 +25,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let smoothing = given("given/smoothing")?.first().copied().unwrap_or_default() as f32;
     let mut passes = Passes::new(&model)?;
     let loss = passes.pass(&x, &labels, Loss { smoothing, ..Loss::default() })?;
-    let mut found = vec![("found/loss".to_owned(), ConstTensor::from_f32(Vec::new(), &[loss as f32]).ok_or("no scalar")?)];
+    let mut found =
+        vec![("found/loss".to_owned(), ConstTensor::from_f32(Vec::new(), &[loss as f32]).ok_or("no scalar")?)];
     let gradients = passes.gradients()?;
     for (name, tensor) in passes.network().tensors()? {
         if !gradients.contains_key(&name) {

@@ -171,10 +171,12 @@ impl Backward {
             None => starts.iter().map(lane).collect(),
         };
         let lanes = lanes?;
+        // The lanes' sum first, so that what the caller held before is added to once.
         let add = |(at, sum): (usize, &mut Vec<f32>)| {
-            for lane in &lanes {
-                let part = lane.get(at).map_or(&[][..], Vec::as_slice);
-                sum.iter_mut().zip(part).for_each(|(sum, &part)| *sum += part);
+            let parts: Vec<&[f32]> = lanes.iter().filter_map(|lane| lane.get(at).map(Vec::as_slice)).collect();
+            let Some((first, others)) = parts.split_first() else { return };
+            for (element, sum) in sum.iter_mut().enumerate() {
+                *sum += others.iter().fold(first[element], |total, part| total + part[element]);
             }
         };
         match &self.pool {

@@ -60,7 +60,8 @@ impl Masters {
 
     /// Takes stored masters; `None` when a length differs.
     pub fn restore(&mut self, values: Vec<Vec<f32>>) -> Option<()> {
-        let fits = values.len() == self.values.len() && values.iter().zip(&self.values).all(|(a, b)| a.len() == b.len());
+        let fits =
+            values.len() == self.values.len() && values.iter().zip(&self.values).all(|(a, b)| a.len() == b.len());
         fits.then(|| self.values = values)
     }
 

@@ -58,7 +58,8 @@ impl Parameter {
         out.clear();
         let [low, high] = self.range.map(f64::from);
         for ((channel, &scale), &zero) in reals.chunks(self.per_channel()).zip(&self.scales).zip(&self.zero_points) {
-            let integer = |&value: &f32| (f64::from((value / scale).round_ties_even()) + f64::from(zero)).clamp(low, high);
+            let integer =
+                |&value: &f32| (f64::from((value / scale).round_ties_even()) + f64::from(zero)).clamp(low, high);
             // Within i32 by the clamp; NaN becomes 0.
             out.extend(channel.iter().map(|value| integer(value) as i32));
         }
@@ -96,7 +97,10 @@ pub fn parameters(program: &Program) -> Result<Vec<Parameter>, TrainError> {
         for parameter in [Some(weights(linear, position)), bias(linear, position, input)].into_iter().flatten() {
             let channels = linear.geometry.out_channels;
             if parameter.scales.len() != channels || parameter.length % channels.max(1) != 0 {
-                return Err(TrainError::step(&step.name, format!("'{}' does not fit its {channels} channels", parameter.name)));
+                return Err(TrainError::step(
+                    &step.name,
+                    format!("'{}' does not fit its {channels} channels", parameter.name),
+                ));
             }
             match known.get(&parameter.name).and_then(|&at| list.get_mut(at)) {
                 None => {
@@ -109,7 +113,10 @@ pub fn parameters(program: &Program) -> Result<Vec<Parameter>, TrainError> {
                         && first.kind == parameter.kind
                         && first.length == parameter.length;
                     if !is_same {
-                        let what = format!("it shares '{}' with another node, at another scale; export it twice", parameter.name);
+                        let what = format!(
+                            "it shares '{}' with another node, at another scale; export it twice",
+                            parameter.name
+                        );
                         return Err(TrainError::step(&step.name, what));
                     }
                     first.steps.push(StepId(position));

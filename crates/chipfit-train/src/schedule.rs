@@ -103,8 +103,8 @@ mod tests {
 
     #[test]
     fn the_curriculum_ends_at_the_full_rate() {
-        let curriculum = Curriculum { start: 0.2, ramp: 0.5 };
-        assert_eq!([0, 2, 4, 5, 9].map(|step| curriculum.scale(step, 8)), [0.2, 0.6, 1.0, 1.0, 1.0]);
+        let curriculum = Curriculum { start: 0.25, ramp: 0.5 };
+        assert_eq!([0, 2, 4, 5, 9].map(|step| curriculum.scale(step, 8)), [0.25, 0.625, 1.0, 1.0, 1.0]);
         assert_eq!(Curriculum { start: 0.0, ramp: 0.0 }.scale(0, 8), 1.0);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Pictures of a slice lie one after another. Sums go in ascending order of output elements.
 
+use chipfit_kernels::KernelError;
 use chipfit_npu::program::Window;
 use chipfit_npu::{Program, Step, Tensor, TensorId, ops};
 
@@ -192,20 +193,20 @@ fn linear<'a>(
     own: &mut Gradients,
     workspace: &mut Workspace,
 ) -> Result<(), TrainError> {
-    let failed = |what: String| TrainError::step(&step.name, what);
+    let failed = |what: KernelError| TrainError::step(&step.name, what);
     let input = step.inputs[0];
     let mut values = workspace.spare.pop().unwrap_or_default();
     reals(program.tensor(input), bytes(input), &mut values);
     let missing = || TrainError::step(&step.name, "a parameter is missing");
     let weights = own.get_mut(rule.weights).ok_or_else(missing)?;
-    rule.kernel.weight_gradient(&values, &gradient, weights, &mut workspace.kernel).map_err(failed)?;
+    rule.kernel.weight_gradient(pictures, &values, &gradient, weights, &mut workspace.kernel).map_err(failed)?;
     workspace.spare.push(values);
     if let Some(bias) = rule.bias {
-        rule.kernel.bias_gradient(&gradient, own.get_mut(bias).ok_or_else(missing)?).map_err(failed)?;
+        rule.kernel.bias_gradient(pictures, &gradient, own.get_mut(bias).ok_or_else(missing)?).map_err(failed)?;
     }
     if plan.needs[0] {
         let mut part = workspace.buffer(pictures * program.tensor(input).elements());
-        rule.kernel.input_gradient(&gradient, &mut part, &mut workspace.kernel).map_err(failed)?;
+        rule.kernel.input_gradient(pictures, &gradient, &mut part, &mut workspace.kernel).map_err(failed)?;
         workspace.add(input, part);
     }
     workspace.spare.push(gradient);

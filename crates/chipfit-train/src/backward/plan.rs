@@ -244,9 +244,8 @@ fn reach(from: &Tensor, to: &Tensor) -> i32 {
 pub(super) fn slopes(op_type: &str, from: &Tensor, to: &Tensor, table: &[u8; 256]) -> Box<[f32; 256]> {
     let mut slopes = Box::new([0.0; 256]);
     let value = |byte: i32| to.real(table[byte.clamp(0, 255) as usize]);
-    let ends = (0..256).fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), byte| {
-        (low.min(value(byte)), high.max(value(byte)))
-    });
+    let ends = (0..256)
+        .fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), byte| (low.min(value(byte)), high.max(value(byte))));
     let reach = reach(from, to);
     for (byte, slope) in (0..256).zip(slopes.iter_mut()) {
         let x = from.real(byte as u8);
