@@ -39,8 +39,8 @@ fn gradients_are_those_of_pytorch() {
         let largest = expected.iter().fold(0.0f64, |most, value| most.max(value.abs()));
         for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
             // f32 beside f64: a relative rounding of 6e-8, some hundred times over. A bias in front of a normalisation has
-            // no gradient: there the terms, of size 1, cancel up to their roundings.
-            assert!((found - expected).abs() <= 2e-5 * largest + 1e-6, "{name}[{at}]: {found}, PyTorch {expected}");
+            // no gradient: there 275 terms, of size 1, cancel up to their roundings.
+            assert!((found - expected).abs() <= 2e-5 * largest + 5e-6, "{name}[{at}]: {found}, PyTorch {expected}");
         }
     }
     assert_eq!(compared, [17, 6], "gradients and running statistics in the file");
