@@ -23,6 +23,7 @@ pub mod pictures;
 mod rescale;
 pub mod retrain;
 pub mod schedule;
+pub mod scratch;
 pub mod state;
 
 pub use backward::{Backward, Gradients};
