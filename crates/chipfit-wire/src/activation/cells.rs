@@ -1,27 +1,27 @@
 //! The cells of a layer: what the device computes for every byte, and the naive twin.
 
-use super::field::times_alpha;
+use super::field::{reduction, times_alpha};
 use super::graph::{DEGREE_MAX, Dealer, Geometry, Place};
 
-/// `row = alpha * row + column`, the column turned by `shift` places. Both have the lane's length.
-fn add_turned(row: &mut [u8], column: &[u8], shift: usize) {
+/// `row = alpha * row + column` in the field of `reduction`, the column turned by `shift` places. Both have the lane's length.
+fn add_turned(row: &mut [u8], column: &[u8], shift: usize, reduction: u8) {
     let (wrapped, straight) = row.split_at_mut(shift);
     let (head, tail) = column.split_at(straight.len());
     for (sum, &byte) in straight.iter_mut().zip(head) {
-        *sum = times_alpha(*sum) ^ byte;
+        *sum = times_alpha(*sum, reduction) ^ byte;
     }
     for (sum, &byte) in wrapped.iter_mut().zip(tail) {
-        *sum = times_alpha(*sum) ^ byte;
+        *sum = times_alpha(*sum, reduction) ^ byte;
     }
 }
 
 const ONES: u128 = u128::from_le_bytes([1; 16]);
 
 /// [`add_turned`] for a lane of 16 cells, in one word.
-fn add_turned_16(row: &mut [u8; 16], column: u128, shift: u32) {
+fn add_turned_16(row: &mut [u8; 16], column: u128, shift: u32, reduction: u8) {
     let sum = u128::from_le_bytes(*row);
     let high = sum >> 7 & ONES;
-    let scaled = ((sum ^ (high << 7)) << 1) ^ (high * 0x1d);
+    let scaled = ((sum ^ (high << 7)) << 1) ^ (high * u128::from(reduction));
     // Byte l goes to place l + shift: little-endian, so to the left.
     *row = (scaled ^ column.rotate_left(8 * shift)).to_le_bytes();
 }
@@ -39,12 +39,17 @@ pub(super) fn cells(geometry: Geometry, key: u64, bytes: &[u8]) -> Vec<u8> {
             let column = u128::from_le_bytes(column);
             let (rows, _) = cells.as_chunks_mut::<16>();
             for place in places {
-                add_turned_16(&mut rows[place.row as usize], column, place.shift);
+                add_turned_16(&mut rows[place.row as usize], column, place.shift, reduction(place.row as usize));
             }
         } else {
             for place in places {
                 let start = place.row as usize * lane;
-                add_turned(&mut cells[start..start + lane], column, place.shift as usize);
+                add_turned(
+                    &mut cells[start..start + lane],
+                    column,
+                    place.shift as usize,
+                    reduction(place.row as usize),
+                );
             }
         }
     };
@@ -65,7 +70,7 @@ pub(super) fn cells(geometry: Geometry, key: u64, bytes: &[u8]) -> Vec<u8> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::field::TABLES;
+    use super::super::field::QUOTIENTS;
     use super::super::graph::Graph;
     use super::*;
 
@@ -77,7 +82,7 @@ mod tests {
             let (column, within) = (position / geometry.lane(), position % geometry.lane());
             for edge in &graph.edges[column * geometry.degree()..][..geometry.degree()] {
                 let cell = edge.base as usize + (within + usize::from(edge.shift)) % geometry.lane();
-                cells[cell] ^= TABLES.scale(byte, edge.exponent);
+                cells[cell] ^= QUOTIENTS.product(edge.base as usize / geometry.lane(), edge.exponent, byte);
             }
         }
         cells

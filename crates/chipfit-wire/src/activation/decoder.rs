@@ -178,7 +178,9 @@ fn nearest(x: u8, low: u8, low_bits: u8) -> u8 {
     let mut best = below;
     for candidate in candidates {
         let (distance, best_distance) = ((candidate - i32::from(x)).abs(), (best - i32::from(x)).abs());
-        if (0..256).contains(&candidate) && (distance < best_distance || (distance == best_distance && candidate < best)) {
+        if (0..256).contains(&candidate)
+            && (distance < best_distance || (distance == best_distance && candidate < best))
+        {
             best = candidate;
         }
     }

@@ -14,7 +14,9 @@ use super::field::ORDER;
 pub(super) const DEGREE_MAX: usize = 8;
 const LANE_MIN: usize = 16;
 const LANE_MAX: usize = 4096;
-const ROWS_WANTED: usize = 8;
+const ROWS_WANTED: usize = 16;
+const WINDOW: usize = 8;
+const WINDOWS_WORTH: usize = usize::MAX / WINDOW;
 
 /// A bijection of 64-bit words that mixes all bits (the finaliser of SplitMix64).
 pub(super) const fn mix(word: u64) -> u64 {
@@ -31,6 +33,7 @@ pub struct Geometry {
     rows: usize,
     columns: usize,
     degree: usize,
+    window: usize,
 }
 
 impl Geometry {
@@ -49,7 +52,8 @@ impl Geometry {
             lane *= 2;
         }
         let rows = cells.div_ceil(lane).max(degree);
-        let geometry = Self { lane, rows, columns: bytes.div_ceil(lane), degree };
+        let window = if rows >= WINDOWS_WORTH * WINDOW { WINDOW } else { rows };
+        let geometry = Self { lane, rows, columns: bytes.div_ceil(lane), degree, window };
         (geometry.cells() < bytes).then_some(geometry)
     }
 
@@ -71,6 +75,7 @@ impl Geometry {
         self.rows
     }
 
+    #[cfg(test)]
     pub(super) fn columns(&self) -> usize {
         self.columns
     }
@@ -90,6 +95,7 @@ pub(super) struct Dealer {
     geometry: Geometry,
     key: u64,
     count: u64,
+    column: usize,
     deck: Vec<u32>,
     next: usize,
 }
@@ -97,9 +103,9 @@ pub(super) struct Dealer {
 impl Dealer {
     pub(super) fn new(geometry: Geometry, key: u64) -> Self {
         // Fits: a geometry's cells are fewer than 2^32 rounded up by less than a row.
-        let deck: Vec<u32> = (0..geometry.rows as u32).collect();
+        let deck: Vec<u32> = (0..geometry.window as u32).collect();
         let next = deck.len();
-        Self { geometry, key: mix(key), count: 0, deck, next }
+        Self { geometry, key: mix(key), count: 0, column: 0, deck, next }
     }
 
     fn draw(&mut self) -> u64 {
@@ -118,6 +124,9 @@ impl Dealer {
             }
             self.next = 0;
         }
+        let start = (self.column as u64 * (self.geometry.rows - self.geometry.window + 1) as u64
+            / self.geometry.columns as u64) as u32;
+        self.column += 1;
         let lane_mask = (self.geometry.lane - 1) as u32;
         let (mut bits, mut left) = (0u64, 0u32);
         for place in places.iter_mut().take(degree) {
@@ -125,7 +134,7 @@ impl Dealer {
                 bits = self.draw();
                 left = 4;
             }
-            *place = Place { row: self.deck[self.next], shift: bits as u32 & lane_mask };
+            *place = Place { row: start + self.deck[self.next], shift: bits as u32 & lane_mask };
             bits >>= 16;
             left -= 1;
             self.next += 1;
@@ -155,9 +164,6 @@ pub(super) struct Graph {
     pub(super) geometry: Geometry,
     /// `degree` edges per column.
     pub(super) edges: Vec<Edge>,
-    /// Edges of row `r`: `by_row[starts[r]..starts[r + 1]]`, as indices into `edges`.
-    pub(super) starts: Vec<u32>,
-    pub(super) by_row: Vec<u32>,
 }
 
 impl Graph {
@@ -175,25 +181,14 @@ impl Graph {
                 edges.push(Edge { base: place.row, shift: place.shift as u16, exponent });
             }
         }
-        let mut starts = Vec::with_capacity(geometry.rows + 1);
-        let mut sum = 0;
-        for &count in &used {
-            starts.push(sum);
-            sum += count;
-        }
-        starts.push(sum);
-        let mut by_row = vec![0; edges.len()];
-        let mut fill = starts.clone();
-        for (i, edge) in edges.iter_mut().enumerate() {
+        for edge in &mut edges {
             let row = edge.base as usize;
-            by_row[fill[row] as usize] = i as u32;
-            fill[row] += 1;
             // A rank becomes an exponent: the last column of the row has factor 1.
             let last = ((used[row] - 1) % ORDER as u32) as u8;
             edge.exponent = ((u32::from(last) + ORDER as u32 - u32::from(edge.exponent)) % ORDER as u32) as u8;
             edge.base *= geometry.lane as u32;
         }
-        Self { geometry, edges, starts, by_row }
+        Self { geometry, edges }
     }
 }
 
@@ -219,8 +214,6 @@ mod tests {
                     rows.dedup();
                     prop_assert_eq!(rows.len(), geometry.degree());
                 }
-                let starts: Vec<usize> = graph.starts.windows(2).map(|w| (w[1] - w[0]) as usize).collect();
-                prop_assert_eq!(&starts, &counts);
                 // A deck gives each row once, or leaves out fewer than `degree` rows.
                 let decks = geometry.columns() / (geometry.rows() / geometry.degree()) + 1;
                 prop_assert!(counts.iter().all(|&count| count <= decks));
@@ -234,6 +227,6 @@ mod tests {
         assert_eq!(Geometry::new(60, 10, 4), None, "four rows of sixteen cells are too many for 60 bytes");
         assert_eq!(Geometry::new(0, 0, 4), None);
         let geometry = Geometry::new(1 << 20, 22_000, 4).unwrap();
-        assert_eq!((geometry.lane(), geometry.rows(), geometry.columns()), (2048, 11, 512));
+        assert_eq!((geometry.lane(), geometry.rows(), geometry.columns()), (1024, 22, 1024));
     }
 }

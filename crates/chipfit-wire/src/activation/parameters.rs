@@ -123,9 +123,7 @@ impl Request {
                 unused(round)?;
                 match cells {
                     0 => Ok(Self::Entropy),
-                    cells => {
-                        Err(ActivationError::Parameter { field: "cells", value: cells.into(), allowed: "0" })
-                    }
+                    cells => Err(ActivationError::Parameter { field: "cells", value: cells.into(), allowed: "0" }),
                 }
             }
             2 => {

@@ -7,12 +7,12 @@
 //! the same rule. What comes out is a guess that the caller checks with the layer's checksum.
 
 use super::encoder::graph_key;
-use super::field::{LOG_ZERO, TABLES, Tables};
+use super::field::QUOTIENTS;
 use super::graph::{Geometry, Graph};
 use super::planner::Prior;
 
 /// Most sweeps over the layer.
-const SWEEPS: usize = 60;
+const SWEEPS: usize = 200;
 /// Most codes (first payload and further ones) used together.
 pub(super) const CODES_MAX: usize = 4;
 const SLOTS_MAX: usize = CODES_MAX * super::graph::DEGREE_MAX;
@@ -24,17 +24,19 @@ const DESPERATE: f32 = -1.0;
 pub(super) struct Code {
     graph: Graph,
     cells: Vec<u8>,
-    /// Logarithms of `cells`.
-    logs: Vec<u8>,
     occupied: usize,
+    row_occupied: Vec<u32>,
+    weights: Vec<Weights>,
 }
 
 impl Code {
     /// `residual`: the device's cells minus the prediction's.
     pub(super) fn new(geometry: Geometry, key: u64, round: u8, residual: Vec<u8>) -> Self {
-        let logs: Vec<u8> = residual.iter().map(|&cell| TABLES.log[usize::from(cell)]).collect();
         let occupied = residual.iter().filter(|&&cell| cell != 0).count();
-        Self { graph: Graph::new(geometry, graph_key(key, round)), cells: residual, logs, occupied }
+        let row_occupied =
+            residual.chunks(geometry.lane()).map(|row| row.iter().filter(|&&cell| cell != 0).count() as u32).collect();
+        let weights = vec![Weights::default(); geometry.rows()];
+        Self { graph: Graph::new(geometry, graph_key(key, round)), cells: residual, occupied, row_occupied, weights }
     }
 
     /// Errors left, estimated from the share of empty cells: each error joins `degree` of them at random.
@@ -49,10 +51,11 @@ impl Code {
         for edge in &self.graph.edges[first..first + geometry.degree()] {
             let at = edge.base as usize + ((within + usize::from(edge.shift)) & (geometry.lane() - 1));
             let before = self.cells[at];
-            let after = before ^ TABLES.scale(value, edge.exponent);
+            let row = edge.base as usize / geometry.lane();
+            let after = before ^ QUOTIENTS.product(row, edge.exponent, value);
             self.cells[at] = after;
-            self.logs[at] = TABLES.log[usize::from(after)];
             self.occupied = self.occupied + usize::from(after != 0) - usize::from(before != 0);
+            self.row_occupied[row] = self.row_occupied[row] + u32::from(after != 0) - u32::from(before != 0);
         }
     }
 }
@@ -73,9 +76,8 @@ struct Weights {
 
 impl Weights {
     /// From the share `q` of cells that are occupied: with probability `1 - q` nothing else is in a cell.
-    fn of(code: &Code) -> Self {
-        let cells = code.cells.len() as f32;
-        let q = (code.occupied as f32 / cells).clamp(0.25 / cells, 1.0 - 0.25 / cells);
+    fn of(occupied: f32, cells: f32) -> Self {
+        let q = (occupied / cells).clamp(0.02, 1.0 - 0.25 / cells);
         let alone = 1.0 - q;
         Self { agree: ((alone + q / 256.0) * 255.0 / q).ln(), empty: (q / 256.0 / alone).ln() }
     }
@@ -86,7 +88,6 @@ pub(super) struct Solver<'a> {
     codes: Vec<Code>,
     prior: &'a Prior,
     errors: Vec<u8>,
-    weights: [Weights; CODES_MAX],
     log_rate: f32,
 }
 
@@ -99,7 +100,7 @@ struct Candidate {
 
 impl<'a> Solver<'a> {
     pub(super) fn new(length: usize, codes: Vec<Code>, prior: &'a Prior) -> Self {
-        Self { length, codes, prior, errors: vec![0; length], weights: [Weights::default(); CODES_MAX], log_rate: 0.0 }
+        Self { length, codes, prior, errors: vec![0; length], log_rate: 0.0 }
     }
 
     fn done(&self) -> bool {
@@ -140,8 +141,11 @@ impl<'a> Solver<'a> {
     }
 
     fn weigh(&mut self) {
-        for (weights, code) in self.weights.iter_mut().zip(&self.codes) {
-            *weights = Weights::of(code);
+        for code in &mut self.codes {
+            let lane = code.graph.geometry.lane() as f32;
+            for (weights, &occupied) in code.weights.iter_mut().zip(&code.row_occupied) {
+                *weights = Weights::of(occupied as f32, lane);
+            }
         }
         let left = self.errors_left().max(1.0);
         self.log_rate = (left / self.length.max(1) as f64).min(0.5).ln() as f32;
@@ -166,20 +170,22 @@ impl<'a> Solver<'a> {
 
     /// The best change at a position on which two cells agree, with its odds.
     fn judge(&self, position: usize) -> Option<Candidate> {
-        let mut values = [LOG_ZERO; SLOTS_MAX];
+        let mut values = [0; SLOTS_MAX];
         let mut agree = [0f32; SLOTS_MAX];
         let mut slots = 0;
         let mut base = 0f32;
-        for (code, weights) in self.codes.iter().zip(&self.weights) {
+        for code in &self.codes {
             let geometry = code.graph.geometry;
             let (column, within) = (position / geometry.lane(), position % geometry.lane());
             let first = column * geometry.degree();
             for edge in &code.graph.edges[first..first + geometry.degree()] {
                 let at = edge.base as usize + ((within + usize::from(edge.shift)) & (geometry.lane() - 1));
-                match code.logs[at] {
-                    LOG_ZERO => base += weights.empty,
-                    log => {
-                        values[slots] = Tables::log_quotient(log, edge.exponent);
+                let row = edge.base as usize / geometry.lane();
+                let weights = &code.weights[row];
+                match code.cells[at] {
+                    0 => base += weights.empty,
+                    cell => {
+                        values[slots] = QUOTIENTS.by(row, edge.exponent)[usize::from(cell)];
                         agree[slots] = weights.agree;
                         slots += 1;
                     }
@@ -200,7 +206,7 @@ impl<'a> Solver<'a> {
             if count < 2 {
                 continue;
             }
-            let change = TABLES.power[usize::from(values[i])];
+            let change = values[i];
             let next = held ^ change;
             let after = if next == 0 { 0.0 } else { self.log_rate + self.prior.log_share(next) };
             let score = base + sum + after - before;
@@ -215,7 +221,7 @@ impl<'a> Solver<'a> {
     fn scan(&self) -> Vec<Candidate> {
         let tile = self.codes.iter().map(|code| code.graph.geometry.lane()).max().unwrap_or(1);
         let slots: usize = self.codes.iter().map(|code| code.graph.geometry.degree()).sum();
-        let mut values = vec![LOG_ZERO; slots * tile];
+        let mut values = vec![0; slots * tile];
         let mut hits = vec![0u8; tile];
         let mut found = Vec::new();
         for start in (0..self.length).step_by(tile) {
@@ -226,8 +232,9 @@ impl<'a> Solver<'a> {
                     let Some(edges) = code.graph.edges.get(column * degree..(column + 1) * degree) else { break };
                     for (s, edge) in edges.iter().enumerate() {
                         let to = (slot + s) * tile + part * lane;
-                        let row = &code.logs[edge.base as usize..edge.base as usize + lane];
-                        unturn(row, usize::from(edge.shift), edge.exponent, &mut values[to..to + lane]);
+                        let row = &code.cells[edge.base as usize..edge.base as usize + lane];
+                        let table = QUOTIENTS.by(edge.base as usize / lane, edge.exponent);
+                        unturn(row, usize::from(edge.shift), table, &mut values[to..to + lane]);
                     }
                 }
                 slot += degree;
@@ -237,7 +244,7 @@ impl<'a> Solver<'a> {
             while let Some((a, others)) = rest.split_at_checked(tile) {
                 for b in others.chunks_exact(tile) {
                     for ((hit, &a), &b) in hits.iter_mut().zip(a).zip(b) {
-                        *hit |= u8::from(a == b) & u8::from(a != LOG_ZERO);
+                        *hit |= u8::from(a == b) & u8::from(a != 0);
                     }
                 }
                 rest = others;
@@ -252,13 +259,11 @@ impl<'a> Solver<'a> {
     }
 }
 
-/// The logarithms of the values that a row shows to the bytes of one column.
-fn unturn(row: &[u8], shift: usize, exponent: u8, values: &mut [u8]) {
+/// The values that a row shows to the bytes of one column; `table` divides by the column's factor.
+fn unturn(row: &[u8], shift: usize, table: &[u8; 256], values: &mut [u8]) {
     let (wrapped, straight) = row.split_at(shift);
     let (head, tail) = values.split_at_mut(straight.len());
-    let quotient = |(value, &log): (&mut u8, &u8)| {
-        *value = if log == LOG_ZERO { LOG_ZERO } else { Tables::log_quotient(log, exponent) };
-    };
-    head.iter_mut().zip(straight).for_each(quotient);
-    tail.iter_mut().zip(wrapped).for_each(quotient);
+    for (value, &cell) in head.iter_mut().zip(straight).chain(tail.iter_mut().zip(wrapped)) {
+        *value = table[usize::from(cell)];
+    }
 }
