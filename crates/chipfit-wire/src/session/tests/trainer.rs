@@ -229,6 +229,22 @@ fn a_link_that_breaks_at_every_greeting_is_given_up() {
 }
 
 #[test]
+fn progress_renews_the_patience() {
+    let mut rig = Rig::ready();
+    let mut did = rig.command(2, Order::Work(work_order(1, &[1])));
+    for step in 2..6 {
+        for _ in 0..5 {
+            rig.lose();
+            did = rig.greet(1, held(true, Some(weights(1)), ""));
+        }
+        let body = trace_body(1, 4);
+        assert_eq!(rig.hear(Trace { tag: only_work(&did).tag, body }).delivered.len(), 1);
+        let next = WorkOrder { trial: step, update: None, base_hash: weights(1), ..work_order(1, &[1]) };
+        did = rig.command(step + 1, Order::Work(next));
+    }
+}
+
+#[test]
 fn another_version_ends_the_session() {
     let mut rig = Rig::new();
     rig.command(1, Order::Load(load_order("")));
