@@ -1,0 +1,147 @@
+//! Accuracy of several protections on the same pictures under the same faults, and paired differences.
+//!
+//! A trial is one draw of faults for every picture. Intervals are over pictures, whose trials are averaged first: they
+//! speak of new pictures and new faults. The difference of two protections is taken picture by picture and trial by
+//! trial, under common draws.
+
+use chipfit_npu::{Processor, Program, Protection, StepId, Vote};
+use serde::{Deserialize, Serialize};
+
+use super::baselines;
+use super::sample::{Measure, Sample, losses};
+use super::units::{self, Scope};
+use super::vulnerability::Estimate;
+use super::{Options, ProtectError};
+
+/// The first trial number of comparisons: no draw of planning or retraining is met again.
+pub const COMPARING_TRIALS: u64 = 1 << 41;
+
+/// `P(|Z| <= z) = 0.95`.
+const Z95: f64 = 1.959_963_984_540_054;
+
+/// A mean with its 95% interval.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// The mean.
+    pub mean: f64,
+    /// Lower bound.
+    pub low: f64,
+    /// Upper bound.
+    pub high: f64,
+}
+
+impl From<Estimate> for Interval {
+    fn from(e: Estimate) -> Self {
+        let half = Z95 * e.standard_error;
+        Self { mean: e.mean, low: e.mean - half, high: e.mean + half }
+    }
+}
+
+/// Right answers by trial and picture: 1 or 0.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answers {
+    right: Vec<f64>,
+    pictures: usize,
+}
+
+impl Answers {
+    /// Computes every picture of `sample` under `protection` in `trials` trials from number `first` on.
+    ///
+    /// # Errors
+    /// What the processor says; [`ProtectError::TooFew`] without a trial.
+    pub fn of(
+        processor: &mut dyn Processor,
+        protection: &Protection,
+        sample: &Sample,
+        first: u64,
+        trials: u64,
+    ) -> Result<Self, ProtectError> {
+        if trials == 0 {
+            return Err(ProtectError::TooFew { what: "seeds", value: 0, least: 1 });
+        }
+        let wrong = losses(processor, protection, sample, first..first + trials, Measure::Top1)?;
+        Ok(Self { right: wrong.values.iter().map(|wrong| 1.0 - wrong).collect(), pictures: sample.len() })
+    }
+
+    /// Top-1 accuracy, 0 to 1.
+    pub fn accuracy(&self) -> Interval {
+        Estimate::over_pictures(&self.right, self.pictures).into()
+    }
+
+    /// Top-1 accuracy of each trial.
+    pub fn by_trial(&self) -> Vec<f64> {
+        let mean = |trial: &[f64]| trial.iter().sum::<f64>() / self.pictures as f64;
+        self.right.chunks_exact(self.pictures.max(1)).map(mean).collect()
+    }
+
+    /// This accuracy less another's, paired.
+    pub fn less(&self, other: &Self) -> Interval {
+        let differences: Vec<f64> = self.right.iter().zip(&other.right).map(|(a, b)| a - b).collect();
+        Estimate::over_pictures(&differences, self.pictures).into()
+    }
+}
+
+/// Ways to spend a budget that ours is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// The plan.
+    Planned,
+    /// The same share of the channels of every layer, drawn by a seed.
+    Uniform,
+    /// The first layers.
+    FirstLayers,
+    /// Whole layers by measured vulnerability per MAC.
+    LayerGreedy,
+}
+
+impl Strategy {
+    /// The strategies that a plan is compared with.
+    pub const BASELINES: [Self; 3] = [Self::Uniform, Self::FirstLayers, Self::LayerGreedy];
+
+    /// The name used in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Planned => "planned",
+            Self::Uniform => "uniform",
+            Self::FirstLayers => "first layers",
+            Self::LayerGreedy => "layer-greedy",
+        }
+    }
+}
+
+/// What baselines need to know.
+#[derive(Clone, Debug)]
+pub struct Baselines {
+    /// Which steps may be protected.
+    pub scope: Scope,
+    /// What the voter compares.
+    pub vote: Vote,
+    /// Layers by measured vulnerability per MAC, the highest first.
+    pub layer_order: Vec<StepId>,
+    /// Of the uniform strategy's channels.
+    pub seed: u64,
+}
+
+impl Baselines {
+    /// Baselines for plans made with these options.
+    pub fn new(options: &Options, layer_order: Vec<StepId>, seed: u64) -> Self {
+        Self { scope: options.scope.clone(), vote: options.vote, layer_order, seed }
+    }
+
+    /// The protection of a baseline at this penalty (0 to 2); nothing for [`Strategy::Planned`].
+    ///
+    /// # Errors
+    /// [`ProtectError::Penalty`], and what [`Scope::steps`] says.
+    pub fn protection(&self, program: &Program, strategy: Strategy, penalty: f64) -> Result<Protection, ProtectError> {
+        let budget = units::budget(program, penalty)?;
+        let steps = self.scope.steps(program)?;
+        let chosen = match strategy {
+            Strategy::Planned => Vec::new(),
+            Strategy::Uniform => baselines::uniform(program, &steps, budget, self.seed),
+            Strategy::FirstLayers => baselines::layers_in_order(program, &steps, budget),
+            Strategy::LayerGreedy => baselines::layers_in_order(program, &self.layer_order, budget),
+        };
+        Ok(units::protection(program, self.vote, &chosen))
+    }
+}
