@@ -11,7 +11,7 @@ use super::baselines;
 use super::sample::{Measure, Sample, losses};
 use super::units::{self, Scope};
 use super::vulnerability::Estimate;
-use super::{Options, ProtectError};
+use super::{Options, Plans, ProtectError};
 
 /// The first trial number of comparisons: no draw of planning or retraining is met again.
 pub const COMPARING_TRIALS: u64 = 1 << 41;
@@ -143,5 +143,112 @@ impl Baselines {
             Strategy::LayerGreedy => baselines::layers_in_order(program, &self.layer_order, budget),
         };
         Ok(units::protection(program, self.vote, &chosen))
+    }
+}
+
+/// Accuracy over penalties, for plans and what they are compared with: the document that reports show.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Front {
+    /// Pictures of the comparison.
+    pub pictures: usize,
+    /// Draws of faults for each picture.
+    pub seeds: u64,
+    /// Confidence of all intervals.
+    pub confidence: f64,
+    /// Top-1 accuracy without any protection, 0 to 1.
+    pub unprotected: Interval,
+    /// Top-1 accuracy with everything protected.
+    pub everything: Interval,
+    /// One for each penalty.
+    pub points: Vec<Point>,
+}
+
+/// What one penalty buys.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// The penalty asked for, in percent of the MACs.
+    pub percent: f64,
+    /// The plan first, then the baselines, where they were asked for.
+    pub strategies: Vec<StrategyPoint>,
+}
+
+/// One strategy at one penalty.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StrategyPoint {
+    /// Which.
+    pub strategy: Strategy,
+    /// The penalty that it comes to, in percent; whole channels seldom use all of a budget.
+    pub spent_percent: f64,
+    /// Top-1 accuracy, 0 to 1.
+    pub accuracy: Interval,
+    /// The same for each draw.
+    pub by_seed: Vec<f64>,
+    /// Accuracy of the plan less this one's, paired; absent for the plan itself.
+    pub plan_less_this: Option<Interval>,
+}
+
+/// What the plans are measured on.
+#[derive(Clone, Copy, Debug)]
+pub struct Comparison<'a> {
+    /// Pictures that planning has not seen.
+    pub sample: &'a Sample,
+    /// Draws of faults for each picture.
+    pub seeds: u64,
+    /// The first trial number.
+    pub first_trial: u64,
+    /// Whether the baselines are measured, too.
+    pub baselines: Option<&'a Baselines>,
+}
+
+/// Measures plans, and baselines at the same penalties. The processor is left with the last measured protection.
+///
+/// # Errors
+/// [`ProtectError`].
+pub fn front(processor: &mut dyn Processor, plans: &Plans, on: &Comparison<'_>) -> Result<Front, ProtectError> {
+    let program = processor.program().clone();
+    let vote = plans.plans.first().map_or_else(Vote::default, |plan| plan.protection.vote());
+    let mut answers = |protection: &Protection| Answers::of(processor, protection, on.sample, on.first_trial, on.seeds);
+    let unprotected = answers(&Protection::none())?.accuracy();
+    let everything = answers(&Protection::full(&program, vote))?.accuracy();
+    let mut points = Vec::with_capacity(plans.plans.len());
+    for plan in &plans.plans {
+        let ours = answers(&plan.protection)?;
+        let point = |strategy, protection: &Protection, answers: &Answers, less| StrategyPoint {
+            strategy,
+            spent_percent: 100.0 * protection.penalty(&program),
+            accuracy: answers.accuracy(),
+            by_seed: answers.by_trial(),
+            plan_less_this: less,
+        };
+        let mut strategies = vec![point(Strategy::Planned, &plan.protection, &ours, None)];
+        if let Some(baselines) = on.baselines {
+            for strategy in Strategy::BASELINES {
+                let protection = baselines.protection(&program, strategy, plan.asked)?;
+                let other = if protection == plan.protection { ours.clone() } else { answers(&protection)? };
+                strategies.push(point(strategy, &protection, &other, Some(ours.less(&other))));
+            }
+        }
+        points.push(Point { percent: 100.0 * plan.asked, strategies });
+    }
+    Ok(Front { pictures: on.sample.len(), seeds: on.seeds, confidence: 0.95, unprotected, everything, points })
+}
+
+impl Front {
+    /// The front as comma-separated values, one line a penalty and strategy, accuracies between 0 and 1.
+    pub fn to_csv(&self) -> String {
+        let mut text = String::from(
+            "penalty_percent,strategy,spent_percent,accuracy,low,high,plan_less_this,plan_less_this_low,plan_less_this_high\n",
+        );
+        for point in &self.points {
+            for s in &point.strategies {
+                let Interval { mean, low, high } = s.accuracy;
+                let less = s
+                    .plan_less_this
+                    .map_or_else(|| ",,".to_owned(), |less| format!("{},{},{}", less.mean, less.low, less.high));
+                let (percent, name, spent) = (point.percent, s.strategy.name(), s.spent_percent);
+                text.push_str(&format!("{percent},{name},{spent},{mean},{low},{high},{less}\n"));
+            }
+        }
+        text
     }
 }

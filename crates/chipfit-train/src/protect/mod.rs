@@ -15,9 +15,12 @@ pub mod sample;
 #[cfg(test)]
 mod tests;
 pub mod units;
+pub mod validation;
 pub mod vulnerability;
 
+pub use compare::{Front, front};
 pub use error::ProtectError;
 pub use plan::{Options, Planned, Plans, Vulnerabilities, plans};
 pub use sample::{Measure, Sample};
 pub use units::{Scope, Unit};
+pub use validation::Validation;

@@ -17,6 +17,7 @@ use super::baselines;
 use super::knapsack;
 use super::sample::{Measure, Sample};
 use super::units::{self, Scope, Unit};
+use super::validation::{self, Validation};
 use super::vulnerability::{self, Bench, Estimate};
 
 /// The first trial number of planning; retraining counts its steps from 0, so that it never meets the same draws.
@@ -36,12 +37,14 @@ pub struct Options {
     pub measure: Measure,
     /// Which steps may be protected.
     pub scope: Scope,
-    /// Pictures of the sample, from the first on, on which the influence of every single unit is measured.
+    /// Pictures, spread evenly over the sample, on which the influence of every single unit is measured.
     pub screen: usize,
     /// How often each picture of the sample is computed for each bin of units in each round.
     pub trials: u64,
     /// How often the vulnerabilities are measured again around the plan found so far.
     pub rounds: u64,
+    /// How many bins of each layer the vulnerabilities are validated on by injection; 0 for no validation.
+    pub validate: usize,
     /// The first trial number; other numbers are other draws.
     pub first_trial: u64,
 }
@@ -55,7 +58,8 @@ impl Default for Options {
             scope: Scope::default(),
             screen: 128,
             trials: 2,
-            rounds: 2,
+            rounds: 1,
+            validate: 0,
             first_trial: PLANNING_TRIALS,
         }
     }
@@ -98,6 +102,8 @@ pub struct Plans {
     pub plans: Vec<Planned>,
     /// Layers by measured vulnerability per MAC, the highest first: what the layer-greedy baseline takes.
     pub layer_order: Vec<StepId>,
+    /// How well vulnerabilities with nothing protected foretell harm on fresh draws; when [`Options::validate`] asks.
+    pub validation: Option<Validation>,
 }
 
 /// One plan among which the best was taken.
@@ -128,6 +134,10 @@ pub fn plans(
     }
     let start = search.start(earlier)?;
     let layers = search.layer_order()?;
+    let validation = match options.validate {
+        0 => None,
+        parts => Some(search.validate(&start, parts)?),
+    };
     let mut plans = Vec::with_capacity(penalties.len());
     for &penalty in penalties {
         plans.push(search.plan(penalty, &start, &layers)?);
@@ -135,7 +145,7 @@ pub fn plans(
     if let Some(last) = plans.last() {
         search.bench.processor.protect(&last.protection)?;
     }
-    Ok(Plans { plans, layer_order: layers })
+    Ok(Plans { plans, layer_order: layers, validation })
 }
 
 struct Search<'a> {
@@ -166,7 +176,7 @@ impl<'a> Search<'a> {
         let size = options.group.unwrap_or_else(|| units::group_for(program, &steps, MOST_UNITS));
         let units = units::groups(program, &steps, size, |_| None);
         let bench = Bench { processor, measure: options.measure, vote: options.vote };
-        let screen = sample.first(options.screen);
+        let screen = sample.spread(options.screen);
         Ok(Self { bench, sample, screen, options, steps, units, trial: options.first_trial })
     }
 
@@ -218,12 +228,25 @@ impl<'a> Search<'a> {
         Ok(order.into_iter().map(|at| StepId(layers[at].step)).collect())
     }
 
+    /// Holds the values to harms of bins that they were not calibrated on: each layer cut by value per MAC.
+    fn validate(&mut self, start: &Vulnerabilities, parts: usize) -> Result<Validation, ProtectError> {
+        let bins = validation::quantiles(&self.units, &start.values, parts);
+        let none = vec![false; self.units.len()];
+        let trials = self.fresh(self.options.trials);
+        let harms = self.bench.harms(self.sample, &self.units, &none, trials, &bins)?;
+        Ok(Validation::new(&self.units, &start.values, &bins, &harms))
+    }
+
     fn choose(&self, values: &[f64], budget: u64) -> Vec<bool> {
-        let costs: Vec<u64> = self.units.iter().map(|unit| unit.macs).collect();
-        // A unit that seemed to do nothing still may: what the others leave of the budget goes to such units.
-        let least = values.iter().copied().fold(0.0, f64::max).max(1e-30) * 1e-9;
-        let values: Vec<f64> = values.iter().map(|value| value.max(least)).collect();
+        let (values, costs): (Vec<f64>, Vec<u64>) = self.priced(values).into_iter().unzip();
         knapsack::select(&values, &costs, budget).chosen
+    }
+
+    /// Value and cost of each unit. One that seemed to do nothing still may: what the others leave of the budget goes to
+    /// such units, so none is worth nothing.
+    fn priced(&self, values: &[f64]) -> Vec<(f64, u64)> {
+        let least = values.iter().copied().fold(0.0, f64::max).max(1e-30) * 1e-9;
+        values.iter().zip(&self.units).map(|(value, unit)| (value.max(least), unit.macs)).collect()
     }
 
     fn plan(&mut self, penalty: f64, start: &Vulnerabilities, layers: &[StepId]) -> Result<Planned, ProtectError> {
@@ -238,7 +261,7 @@ impl<'a> Search<'a> {
                 rounds.push(self.choose(&vulnerabilities.values, budget));
             }
         }
-        let (protection, chosen, candidates) = self.best(rounds, layers, budget)?;
+        let (protection, chosen, candidates) = self.best(rounds, &vulnerabilities.values, layers, budget)?;
         let program = self.bench.processor.program();
         Ok(Planned {
             asked: penalty,
@@ -255,6 +278,7 @@ impl<'a> Search<'a> {
     fn best(
         &mut self,
         rounds: Vec<Vec<bool>>,
+        values: &[f64],
         layers: &[StepId],
         budget: u64,
     ) -> Result<(Protection, Vec<bool>, Vec<Candidate>), ProtectError> {
@@ -264,7 +288,10 @@ impl<'a> Search<'a> {
         let is_whole = |unit: &Unit| unit.channels.iter().all(|&c| flags.covers(StepId(unit.step), c as usize));
         let mut found: Vec<(String, Vec<bool>)> = Vec::new();
         let rounds = rounds.into_iter().enumerate().rev().map(|(number, chosen)| (format!("round {number}"), chosen));
-        let whole = ("whole layers".to_owned(), self.units.iter().map(is_whole).collect());
+        // Groups that the budget cuts through are left out; single units take their place.
+        let mut whole: Vec<bool> = self.units.iter().map(is_whole).collect();
+        knapsack::fill(&self.priced(values), &mut whole, budget);
+        let whole = ("whole layers".to_owned(), whole);
         for (name, chosen) in rounds.chain([whole]) {
             if found.iter().all(|(_, other)| *other != chosen) {
                 found.push((name, chosen));

@@ -93,16 +93,18 @@ impl Sample {
         self.pictures.len()
     }
 
-    /// The first `count` pictures, or all of them where there are fewer.
+    /// `count` pictures spread evenly over the sample, or all of them where there are fewer.
     #[must_use]
-    pub fn first(&self, count: usize) -> Self {
-        let count = count.min(self.len());
+    pub fn spread(&self, count: usize) -> Self {
+        let count = count.clamp(1, self.len().max(1));
         let each = self.input.len().checked_div(self.len()).unwrap_or(0);
-        Self {
-            pictures: self.pictures[..count].to_vec(),
-            labels: self.labels[..count].to_vec(),
-            input: self.input[..count * each].to_vec(),
+        let mut part = Self::default();
+        for at in (0..count).map(|at| at * self.len() / count).take(self.len()) {
+            part.pictures.push(self.pictures[at]);
+            part.labels.push(self.labels[at]);
+            part.input.extend_from_slice(&self.input[at * each..(at + 1) * each]);
         }
+        part
     }
 
     /// Whether there are none; never, but for the default.

@@ -9,7 +9,7 @@ use chipfit_npu::testing::{Builder, picture};
 use chipfit_npu::{Processor, Program, Protection, Simulator, SimulatorOptions, StepId, TensorId};
 use proptest::prelude::*;
 
-use super::compare::{Answers, Baselines, COMPARING_TRIALS, Strategy};
+use super::compare::{Answers, Baselines, COMPARING_TRIALS, Comparison, Strategy};
 use super::*;
 
 /// Two convolutions of 8 and 4 channels, then five classes.
@@ -225,4 +225,48 @@ fn paired_differences_know_what_was_removed() {
     let by_trial = none.by_trial();
     assert_eq!(by_trial.len(), 4);
     assert!((by_trial.iter().sum::<f64>() / 4.0 - none.accuracy().mean).abs() < 1e-12);
+}
+
+#[test]
+fn values_foretell_the_harm_of_parts_on_fresh_draws() {
+    let program = program(2);
+    let sample = sample(&program, 300);
+    let mut processor = simulator(&program, EVERYWHERE, 1);
+    let options = Options { validate: 2, rounds: 0, screen: 100, trials: 4, ..Options::default() };
+    let done = plans(&mut processor, &sample, &[0.5], &options, None).unwrap();
+    let validation = done.validation.unwrap();
+    // Two parts of each of three layers.
+    assert_eq!(validation.parts.len(), 6);
+    assert!(validation.rank_correlation.unwrap() > 0.5, "{validation:?}");
+    let calibration = validation.calibration.unwrap();
+    assert!((0.5..2.0).contains(&calibration), "{validation:?}");
+}
+
+#[test]
+fn a_front_holds_every_strategy_to_the_plan() {
+    let program = program(2);
+    let sample = sample(&program, 60);
+    let mut processor = simulator(&program, EVERYWHERE, 1);
+    let done = plans(&mut processor, &sample, &[0.0, 0.5, 2.0], &quick(), None).unwrap();
+    let baselines = Baselines::new(&quick(), done.layer_order.clone(), 3);
+    let on = Comparison { sample: &sample, seeds: 3, first_trial: COMPARING_TRIALS, baselines: Some(&baselines) };
+    let front = front(&mut processor, &done, &on).unwrap();
+    assert_eq!(front.points.iter().map(|p| p.percent).collect::<Vec<_>>(), [0.0, 50.0, 200.0]);
+    for (point, end) in front.points.iter().zip([Some(front.unprotected), None, Some(front.everything)]) {
+        assert_eq!(point.strategies.len(), 4);
+        let own = &point.strategies[0];
+        for s in &point.strategies[1..] {
+            let less = s.plan_less_this.unwrap();
+            assert!((less.mean - (own.accuracy.mean - s.accuracy.mean)).abs() < 1e-12);
+            // At both ends all strategies are the same.
+            assert!(end.is_none_or(|end| (less.low, less.high, s.accuracy) == (0.0, 0.0, end)));
+        }
+    }
+    assert!(front.unprotected.mean < front.everything.mean);
+    let text = serde_json::to_string(&front).unwrap();
+    assert_eq!(serde_json::from_str::<Front>(&text).unwrap().points.len(), 3);
+    let csv = front.to_csv();
+    assert_eq!(csv.lines().count(), 13);
+    let columns = |line: &str| line.split(',').count();
+    assert!(csv.lines().all(|line| columns(line) == columns(csv.lines().next().unwrap())));
 }
