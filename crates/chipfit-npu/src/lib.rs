@@ -9,6 +9,7 @@
 //! Contract: `docs/fault-model.md`. Read [`program`] first, then [`faults`], then [`processor`].
 #![forbid(unsafe_code)]
 
+pub mod export;
 pub mod faults;
 pub mod lower;
 pub mod machine;

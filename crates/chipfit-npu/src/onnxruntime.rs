@@ -10,13 +10,14 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use chipfit_model::build::{DimSpec, get_i, is_op, value_info};
-use chipfit_model::{ConstTensor, DataType, Index, Model, Use};
+use chipfit_model::build::{DimSpec, value_info};
+use chipfit_model::{ConstTensor, DataType, Index, Model};
 use chipfit_run::engine::{Engine, OnnxRuntime, OnnxRuntimeSession, Session};
 
+use crate::export;
 use crate::ops;
 use crate::processor::{Processor, ProcessorError, Request, TensorDelta, Trace};
-use crate::program::{Linear, Op, Program, TensorId, Word, to_channels_last, to_model_layout};
+use crate::program::{Op, Program, TensorId, Word, to_channels_last, to_model_layout};
 use crate::protection::Protection;
 use crate::simulator::update;
 
@@ -162,7 +163,7 @@ impl Processor for OnnxRuntimeProcessor {
         update::apply(&mut program, deltas)?;
         let mut model = self.model.clone();
         for delta in deltas {
-            replace(&mut model, &program, &delta.name)?;
+            export::replace(&mut model, &program, &delta.name)?;
         }
         let session = open(&model, &program, &self.runtime)?;
         (self.model, self.program, self.session) = (model, program, session);
@@ -203,64 +204,6 @@ impl Processor for OnnxRuntimeProcessor {
         }
         Ok(trace)
     }
-}
-
-/// Writes the program's constant `name` into the model's initializer of that name.
-fn replace(model: &mut Model, program: &Program, name: &str) -> Result<(), ProcessorError> {
-    let refuse = |what: &str| ProcessorError::Update { name: name.to_owned(), what: what.to_owned() };
-    let linears = || {
-        program.steps().iter().filter_map(|step| if let Op::Linear(linear) = &step.op { Some(linear) } else { None })
-    };
-    let position = model.graph().initializer.iter().position(|tensor| tensor.name.as_deref() == Some(name));
-    let position = position.ok_or_else(|| refuse("the model has no such initializer"))?;
-    let old = model.tensor(&model.graph().initializer[position]).map_err(failure)?;
-    let bytes: Vec<u8> = if let Some(linear) = linears().find(|linear| linear.weights_name == name) {
-        let inverted = match old.dtype() {
-            DataType::Int8 => 0,
-            DataType::Uint8 => 0x80,
-            _ => return Err(refuse("its initializer is float; only integer weights can be changed")),
-        };
-        let order = order(model, linear, old.dims()).ok_or_else(|| refuse("its use in the model was not found"))?;
-        order.into_iter().map(|at| linear.weights[at].cast_unsigned() ^ inverted).collect()
-    } else if let Some(linear) = linears().find(|linear| linear.bias_name.as_deref() == Some(name)) {
-        linear.bias.iter().flat_map(|value| value.to_le_bytes()).collect()
-    } else {
-        return Err(refuse("no step has a constant of this name"));
-    };
-    let new = ConstTensor::new(old.dtype(), old.dims().to_vec(), bytes);
-    let new = new.ok_or_else(|| refuse("its initializer has another size than the program's constant"))?;
-    model.proto.graph.get_or_insert_default().initializer[position] = new.to_proto(name);
-    Ok(())
-}
-
-/// For each element of the initializer, its position in the program's weights.
-fn order(model: &Model, linear: &Linear, dims: &[usize]) -> Option<Vec<usize>> {
-    let index = Index::new(model);
-    let scope = &index.scopes[0];
-    let reader = |name: &str| {
-        scope.uses(name).iter().find_map(|used| match *used {
-            Use::Node { scope: 0, node, input: 0 | 1 } => Some(&scope.nodes[node]),
-            _ => None,
-        })
-    };
-    let node = reader(reader(&linear.weights_name)?.output.first()?)?;
-    let elements: usize = dims.iter().product();
-    if elements != linear.weights.len() {
-        return None;
-    }
-    if is_op(node, "Conv") {
-        let (channels, positions) = (*dims.get(1)?, dims.get(2..)?.iter().product::<usize>());
-        let place = |at: usize| {
-            let (filter, rest) = (at / (channels * positions), at % (channels * positions));
-            (filter * positions + rest % positions) * channels + rest / positions
-        };
-        return Some((0..elements).map(place).collect());
-    }
-    if is_op(node, "Gemm") && get_i(node, "transB").unwrap_or(0) != 0 {
-        return Some((0..elements).collect());
-    }
-    let &[inner, columns] = dims else { return None };
-    Some((0..elements).map(|at| at % columns * inner + at / columns).collect())
 }
 
 #[cfg(test)]

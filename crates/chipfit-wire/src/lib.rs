@@ -12,3 +12,6 @@ pub mod frame;
 pub mod increment;
 pub mod message;
 pub mod session;
+
+#[cfg(test)]
+mod testing;

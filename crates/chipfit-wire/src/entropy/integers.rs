@@ -81,7 +81,7 @@ pub(crate) fn encode_section(numbers: &[u32]) -> Option<Vec<u8>> {
         raw.put(number & ((1u64 << bits) - 1) as u32, bits);
     }
     let table = EncodeTable::new(model.frequencies());
-    let mut encoder = Encoder::<LANES>::new(seals(numbers.len()), numbers.len() / 2);
+    let mut encoder = Encoder::<LANES>::new(seals(numbers.len()), numbers.len());
     for (i, &token) in tokens.iter().enumerate().rev() {
         encoder.put(i % LANES, &table, token);
     }

@@ -25,6 +25,7 @@ fn seals(n: u32) -> [u16; 2] {
     [((n ^ n >> 16) & 0xffff) as u16, 0]
 }
 
+<<<<<<< HEAD
 /// What to write.
 pub(super) struct Plan {
     n: u32,
@@ -93,6 +94,47 @@ impl Plan {
         out.extend(raw.into_reversed_bytes());
         out
     }
+=======
+/// The section for `n` weights of which some changed.
+pub(super) fn encode(n: u32, scan: &Scan) -> Vec<u8> {
+    let k = scan.gaps.len() as u32;
+    let gap_counts = Counts { of: &scan.gap_counts, fine: Classes::FINEST };
+    let value_counts = Counts { of: &scan.value_counts, fine: Classes::BYTES };
+    let models = Model::choose(gap_counts, gaps_domain(n, k)).zip(Model::choose(value_counts, VALUES));
+    // Counts of at least one change in classes that hold every number: there is a model.
+    let Some((gap_model, value_model)) = models else { return Vec::new() };
+
+    let value_splits: [(u8, u8); 256] = std::array::from_fn(|value| {
+        let (token, raw) = value_model.classes().split(value as u32);
+        (token as u8, raw as u8)
+    });
+    let gap_splits = gap_model.splits_of_finest();
+    let mut raw = BitWriter::new();
+    for ((&gap, &token), &value) in scan.gaps.iter().zip(&scan.gap_tokens).zip(&scan.values) {
+        let gap_bits = u32::from(gap_splits[usize::from(token)].1);
+        let value_bits = u32::from(value_splits[usize::from(value)].1);
+        let gap = u64::from(gap) & ((1 << gap_bits) - 1);
+        let value = u64::from(value) & ((1 << value_bits) - 1);
+        raw.put_long(gap | value << gap_bits, gap_bits + value_bits);
+    }
+    let (gap_table, value_table) =
+        (EncodeTable::new(gap_model.frequencies()), EncodeTable::new(value_model.frequencies()));
+    let mut encoder = Encoder::<2>::new(seals(n), 2 * scan.gaps.len());
+    for (&gap, &value) in scan.gap_tokens.iter().zip(&scan.values).rev() {
+        encoder.put(VALUE, &value_table, value_splits[usize::from(value)].0);
+        encoder.put(GAP, &gap_table, gap_splits[usize::from(gap)].0);
+    }
+
+    let mut out = Vec::new();
+    put_varint(&mut out, k);
+    let mut models = BitWriter::new();
+    gap_model.write(&mut models);
+    value_model.write(&mut models);
+    out.extend(models.into_bytes());
+    encoder.finish(&mut out);
+    out.extend(raw.into_reversed_bytes());
+    out
+>>>>>>> main
 }
 
 /// Positions, rising and below `elems`, and differences.
