@@ -18,10 +18,7 @@ mod threshold;
 
 pub use threshold::{Rule, hold_back};
 
-<<<<<<< HEAD
-=======
 use crate::entropy::measure::byte_counts;
->>>>>>> main
 use crate::entropy::{CodingError, bytes, integers};
 
 /// Most bytes that [`encode`] adds to one per weight and four per bias.
@@ -127,15 +124,6 @@ fn same_length(what: &'static str, old: usize, new: usize) -> Result<(), Increme
 }
 
 fn encode_weights(n: u32, old: &[i8], new: &[i8]) -> (Mode, Vec<u8>) {
-<<<<<<< HEAD
-    let Some(section) = sparse::Plan::new(n, scan::scan(old, new)) else { return (Mode::Unchanged, Vec::new()) };
-    let (mode, section) = match section.dense() {
-        Some(counts) => {
-            let differences: Vec<u8> = old.iter().zip(new).map(|(o, n)| n.wrapping_sub(*o).cast_unsigned()).collect();
-            (Mode::Dense, bytes::encode_section(&differences, &counts).unwrap_or_default())
-        }
-        None => (Mode::Coded, section.encode()),
-=======
     let k = scan::count(old, new);
     let (mode, section) = if k == 0 {
         return (Mode::Unchanged, Vec::new());
@@ -145,7 +133,6 @@ fn encode_weights(n: u32, old: &[i8], new: &[i8]) -> (Mode, Vec<u8>) {
         (Mode::Dense, bytes::encode_section(&differences, &byte_counts(&differences)).unwrap_or_default())
     } else {
         (Mode::Coded, sparse::encode(n, &scan::scan(old, new, k)))
->>>>>>> main
     };
     if section.len() < new.len() {
         (mode, section)

@@ -84,18 +84,10 @@ impl Planner {
         let spread = (self.errors_squared / self.weight - mean * mean).max(mean);
         // The mean of a few steps is itself uncertain by about half its spread.
         let expected = mean + 2.5 * (spread * 1.5).sqrt() + 1.0;
-<<<<<<< HEAD
-        let cells = expected * 4.5 + 16.0;
-        if cells >= bytes as f64 / 2.0 {
-            return Mode::Entropy;
-        }
-        Mode::Cells { cells: cells as u32, degree: 4, low_bits: 0 }
-=======
         let cells = expected * 5.0 + 32.0;
         if cells >= bytes as f64 / 2.0 {
             return Mode::Entropy;
         }
         Mode::Cells { cells: cells as u32, degree: 5, low_bits: 0 }
->>>>>>> main
     }
 }

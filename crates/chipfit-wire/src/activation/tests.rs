@@ -58,19 +58,11 @@ fn sparse_errors_need_one_payload() {
     for (length, errors) in [(640, 3), (4096, 10), (65_536, 100), (300_000, 700), (1 << 20, 300)] {
         let x = noise(1, length);
         let y = strike(&x, errors, 2);
-<<<<<<< HEAD
-        let cells = (errors * 6 + 32) as u32;
-        let parameters = Parameters { mode: Mode::Cells { cells, degree: 4, low_bits: 0 }, key: 77 };
-        let (sent, requests) = play(&x, &y, parameters, &Prior::uniform());
-        assert_eq!(requests, 0, "{length} bytes, {errors} errors");
-        assert!(sent < errors * 7 + 200, "{length} bytes, {errors} errors: {sent} bytes sent");
-=======
         let cells = (errors * 7 + 32) as u32;
         let parameters = Parameters { mode: Mode::Cells { cells, degree: 5, low_bits: 0 }, key: 77 };
         let (sent, requests) = play(&x, &y, parameters, &Prior::uniform());
         assert_eq!(requests, 0, "{length} bytes, {errors} errors");
         assert!(sent < errors * 8 + 200, "{length} bytes, {errors} errors: {sent} bytes sent");
->>>>>>> main
     }
 }
 

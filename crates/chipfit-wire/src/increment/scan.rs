@@ -1,12 +1,6 @@
-<<<<<<< HEAD
-//! Finding the bytes that differ: eight at a time, unchanged stretches 32 at a time.
-
-use crate::entropy::model::Classes;
-=======
 //! Finding the bytes that differ: a bit each, unchanged stretches 64 at a time.
 
 use crate::entropy::model::finest_token;
->>>>>>> main
 use crate::entropy::rans::TOKENS;
 
 /// The differences of two versions.
@@ -14,20 +8,13 @@ use crate::entropy::rans::TOKENS;
 pub(super) struct Scan {
     /// Unchanged elements before each changed one, from the one before it on.
     pub gaps: Vec<u32>,
-<<<<<<< HEAD
-=======
     /// Token of each gap in the finest classes.
     pub gap_tokens: Vec<u8>,
->>>>>>> main
     /// Difference of each changed one as [`number`] of it.
     pub values: Vec<u8>,
     /// How often each value occurs.
     pub value_counts: [u64; TOKENS],
-<<<<<<< HEAD
-    /// How often gaps fall in each of [`Classes::FINEST`].
-=======
     /// How often gaps have each token.
->>>>>>> main
     pub gap_counts: [u64; TOKENS],
 }
 
@@ -43,13 +30,6 @@ pub(super) fn difference(number: u8) -> u8 {
     if number & 1 == 0 { magnitude } else { magnitude.wrapping_neg() }
 }
 
-<<<<<<< HEAD
-/// Compares; the longer one's tail is ignored. Lengths fit u32.
-pub(super) fn scan(old: &[i8], new: &[i8]) -> Scan {
-    let mut scan = Scan {
-        gaps: Vec::with_capacity(old.len() / 64),
-        values: Vec::with_capacity(old.len() / 64),
-=======
 /// Elements that differ; the longer one's tail is ignored.
 pub(super) fn count(old: &[i8], new: &[i8]) -> usize {
     // Inner sums fit a byte, so that the compiler adds sixteen or more at a time.
@@ -78,7 +58,6 @@ pub(super) fn scan(old: &[i8], new: &[i8], k: usize) -> Scan {
         gaps: Vec::with_capacity(k),
         gap_tokens: Vec::with_capacity(k),
         values: Vec::with_capacity(k),
->>>>>>> main
         value_counts: [0; TOKENS],
         gap_counts: [0; TOKENS],
     };
@@ -87,32 +66,6 @@ pub(super) fn scan(old: &[i8], new: &[i8], k: usize) -> Scan {
     let mut from = 0u32;
     let mut at = 0u32;
     let mut found = |at: u32, difference: u8| {
-<<<<<<< HEAD
-        let gap = at - from;
-        from = at + 1;
-        let value = numbers[usize::from(difference)];
-        scan.gaps.push(gap);
-        scan.values.push(value);
-        scan.value_counts[usize::from(value)] += 1;
-        scan.gap_counts[Classes::FINEST.split(gap).0 as usize % TOKENS] += 1;
-    };
-    let word = |bytes: &[i8; 8]| u64::from_le_bytes(bytes.map(i8::cast_unsigned));
-    let (old_blocks, old_tail) = old.as_chunks::<32>();
-    let (new_blocks, new_tail) = new.as_chunks::<32>();
-    for (old, new) in old_blocks.iter().zip(new_blocks) {
-        if old != new {
-            let words = old.as_chunks::<8>().0.iter().zip(new.as_chunks::<8>().0);
-            for (offset, (old, new)) in (at..).step_by(8).zip(words) {
-                let mut changed = word(old) ^ word(new);
-                while changed != 0 {
-                    let byte = changed.trailing_zeros() / 8 % 8;
-                    changed &= !(0xff << (8 * byte));
-                    found(offset + byte, new[byte as usize].wrapping_sub(old[byte as usize]).cast_unsigned());
-                }
-            }
-        }
-        at += 32;
-=======
         let gap = at.wrapping_sub(from);
         from = at.wrapping_add(1);
         let value = numbers[usize::from(difference)];
@@ -137,7 +90,6 @@ pub(super) fn scan(old: &[i8], new: &[i8], k: usize) -> Scan {
             }
         }
         at += 64;
->>>>>>> main
     }
     for (offset, (old, new)) in (at..).zip(old_tail.iter().zip(new_tail)) {
         if old != new {
@@ -152,10 +104,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-<<<<<<< HEAD
-=======
     use crate::entropy::model::Classes;
->>>>>>> main
 
     #[test]
     fn numbers_of_differences() {
@@ -171,24 +120,16 @@ mod tests {
     proptest! {
         #[test]
         fn finds_what_a_plain_loop_finds(
-<<<<<<< HEAD
-            old in prop::collection::vec(any::<i8>(), 0..200),
-=======
             old in prop::collection::vec(any::<i8>(), 0..500),
->>>>>>> main
             changes in prop::collection::vec((any::<prop::sample::Index>(), any::<i8>()), 0..80),
         ) {
             let mut new = old.clone();
             for (at, value) in changes.iter().filter(|_| !old.is_empty()) {
                 *at.get_mut(&mut new) = *value;
             }
-<<<<<<< HEAD
-            let found = scan(&old, &new);
-=======
             let k = old.iter().zip(&new).filter(|(old, new)| old != new).count();
             prop_assert_eq!(count(&old, &new), k);
             let found = scan(&old, &new, k);
->>>>>>> main
             let mut from = 0;
             let mut plain = Vec::new();
             for (at, (old, new)) in old.iter().zip(&new).enumerate().filter(|(_, (old, new))| old != new) {
@@ -201,11 +142,8 @@ mod tests {
                 prop_assert_eq!(*count, plain.iter().filter(|(_, v)| usize::from(*v) == value).count() as u64);
             }
             prop_assert_eq!(found.gap_counts.iter().sum::<u64>(), plain.len() as u64);
-<<<<<<< HEAD
-=======
             let tokens: Vec<u8> = found.gaps.iter().map(|gap| Classes::FINEST.split(*gap).0 as u8).collect();
             prop_assert_eq!(found.gap_tokens, tokens);
->>>>>>> main
         }
     }
 }

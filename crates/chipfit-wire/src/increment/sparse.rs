@@ -25,76 +25,6 @@ fn seals(n: u32) -> [u16; 2] {
     [((n ^ n >> 16) & 0xffff) as u16, 0]
 }
 
-<<<<<<< HEAD
-/// What to write.
-pub(super) struct Plan {
-    n: u32,
-    scan: Scan,
-}
-
-impl Plan {
-    /// `None` when nothing changed.
-    pub(super) fn new(n: u32, scan: Scan) -> Option<Self> {
-        (!scan.gaps.is_empty()).then_some(Self { n, scan })
-    }
-
-    /// How often each difference occurs, 0 included, where coding every weight is as good: from a third of them on.
-    pub(super) fn dense(&self) -> Option<[u64; TOKENS]> {
-        let changed = self.scan.gaps.len() as u64;
-        let unchanged = u64::from(self.n).saturating_sub(changed);
-        if 2 * changed < unchanged {
-            return None;
-        }
-        let mut counts = [0; TOKENS];
-        for (number, count) in (0u8..=255).zip(&self.scan.value_counts) {
-            counts[usize::from(difference(number))] += count;
-        }
-        counts[0] = unchanged;
-        Some(counts)
-    }
-
-    /// The section.
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let k = self.scan.gaps.len() as u32;
-        let gap_counts = Counts { of: &self.scan.gap_counts, fine: Classes::FINEST };
-        let value_counts = Counts { of: &self.scan.value_counts, fine: Classes::BYTES };
-        let models = Model::choose(gap_counts, gaps_domain(self.n, k)).zip(Model::choose(value_counts, VALUES));
-        // Counts of at least one change in classes that hold every number: there is a model.
-        let Some((gap_model, value_model)) = models else { return Vec::new() };
-
-        let value_splits: [(u8, u8); 256] = std::array::from_fn(|value| {
-            let (token, raw) = value_model.classes().split(value as u32);
-            (token as u8, raw as u8)
-        });
-        let gap_classes = gap_model.classes();
-        let mut raw = BitWriter::new();
-        let mut gap_tokens = Vec::with_capacity(self.scan.gaps.len());
-        for (&gap, &value) in self.scan.gaps.iter().zip(&self.scan.values) {
-            let (token, gap_bits) = gap_classes.split(gap);
-            gap_tokens.push(token as u8);
-            raw.put(gap & ((1u64 << gap_bits) - 1) as u32, gap_bits);
-            let bits = u32::from(value_splits[usize::from(value)].1);
-            raw.put(u32::from(value) & ((1 << bits) - 1), bits);
-        }
-        let (gap_table, value_table) =
-            (EncodeTable::new(gap_model.frequencies()), EncodeTable::new(value_model.frequencies()));
-        let mut encoder = Encoder::<2>::new(seals(self.n), self.scan.gaps.len() / 2);
-        for (&token, &value) in gap_tokens.iter().zip(&self.scan.values).rev() {
-            encoder.put(VALUE, &value_table, value_splits[usize::from(value)].0);
-            encoder.put(GAP, &gap_table, token);
-        }
-
-        let mut out = Vec::new();
-        put_varint(&mut out, k);
-        let mut models = BitWriter::new();
-        gap_model.write(&mut models);
-        value_model.write(&mut models);
-        out.extend(models.into_bytes());
-        encoder.finish(&mut out);
-        out.extend(raw.into_reversed_bytes());
-        out
-    }
-=======
 /// The section for `n` weights of which some changed.
 pub(super) fn encode(n: u32, scan: &Scan) -> Vec<u8> {
     let k = scan.gaps.len() as u32;
@@ -134,7 +64,6 @@ pub(super) fn encode(n: u32, scan: &Scan) -> Vec<u8> {
     encoder.finish(&mut out);
     out.extend(raw.into_reversed_bytes());
     out
->>>>>>> main
 }
 
 /// Positions, rising and below `elems`, and differences.
