@@ -254,6 +254,28 @@ sessions = 3
     }
 
     #[test]
+    fn the_reference_page_has_every_key() {
+        let page = include_str!("../../../docs/device.md");
+        let config = DeviceConfig {
+            faults: Some("f".into()),
+            threads: NonZeroU32::new(1),
+            isa: Some("x".into()),
+            requantize: Some(Rounding::Onnx),
+            onnxruntime: Some("o".into()),
+            pki: Some("p".into()),
+            ..DeviceConfig::default()
+        };
+        let value = serde_json::to_value(&config).expect("plain values");
+        let keys = |value: &serde_json::Value| -> Vec<String> {
+            value.as_object().map(|object| object.keys().cloned().collect()).unwrap_or_default()
+        };
+        let own = keys(&value).into_iter().filter(|key| key != "limits");
+        for key in own.chain(value.get("limits").map(keys).unwrap_or_default()) {
+            assert!(page.contains(&format!("| `{key}` |")), "docs/device.md has no row for '{key}'");
+        }
+    }
+
+    #[test]
     fn paths_are_relative_to_the_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("device.toml");

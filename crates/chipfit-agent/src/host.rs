@@ -368,3 +368,6 @@ fn described(
     let shape = shape.collect::<Result<_, _>>()?;
     Ok(TensorPayload { tensor: number(id.0)?, element: ElementType::U8, shape, encoding, check, bytes })
 }
+
+#[cfg(test)]
+mod tests;

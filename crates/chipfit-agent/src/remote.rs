@@ -466,9 +466,12 @@ fn setup(device: &DeviceAddress, options: &RemoteOptions, run: [u8; 16]) -> Resu
         Trust::InsecureLoopback => TrainerSecurity::InsecureLoopback,
     };
     let defaults = TrainerConfig::default();
+    /// The device's own deadline ends what hangs, silence what is lost; this only ends what answers nonsense for hours.
+    const ANSWER: Duration = Duration::from_secs(6 * 3600);
     let config = TrainerConfig {
         name: "chipfit".to_owned(),
         run,
+        answer_ms: u64::try_from(ANSWER.as_millis()).unwrap_or(u64::MAX),
         limits: Limits::default(),
         reconnects: attempts(options.patience, defaults.backoff_ms, defaults.backoff_most_ms),
         ..defaults

@@ -113,7 +113,9 @@ impl TrainerLink {
         let (reply, outcome) = sync_channel(1);
         let ask = Ask { order, weights, reply };
         // A thread that is gone, or behind, drops the reply, and waiting for it says so.
-        let _ = self.asks.as_ref().map(|asks| asks.try_send(ask));
+        if let Some(asks) = &self.asks {
+            let _ = asks.try_send(ask);
+        }
         Pending { address: self.address.clone(), outcome }
     }
 }

@@ -119,7 +119,7 @@ impl Site {
         let pictures: Vec<u64> = (0..PICTURES as u64).map(|n| (n + step) % 9).collect();
         let input: Vec<u8> =
             pictures.iter().flat_map(|&n| (0..each).map(move |at| (at as u64 * 31 * (n + 1)) as u8)).collect();
-        let view = |n: usize| View { flip: (n as u64 + step) % 2 == 0, down: n as i8 - 2, right: 1 };
+        let view = |n: usize| View { flip: (n as u64 + step).is_multiple_of(2), down: n as i8 - 2, right: 1 };
         let views: Vec<View> = (0..PICTURES).map(view).collect();
         let wanted: Vec<TensorId> = self.program.steps().iter().map(|step| step.output).collect();
         let batch = Batch { pictures: &pictures, input: &input };
@@ -238,6 +238,29 @@ fn a_plan_and_another_model_reach_the_devices() {
     remote.load(&site.model).unwrap();
     simulator.load(&site.model).unwrap();
     assert_eq!(site.forward(&mut remote, 9), site.forward(&mut simulator, 9));
+}
+
+#[test]
+fn onnx_runtime_can_be_hosted() {
+    use chipfit_npu::onnxruntime::OnnxRuntimeProcessor;
+    use chipfit_run::engine::{OnnxRuntime, Places};
+    let site = site();
+    if std::env::var_os("CHIPFIT_PYTHON").is_none() {
+        eprintln!("skipped: CHIPFIT_PYTHON names no Python with onnxruntime");
+        return;
+    }
+    let runtime = OnnxRuntime::find(&Places::from_environment()).unwrap();
+    let mut here = OnnxRuntimeProcessor::new(&site.model, site.program.clone(), runtime).unwrap();
+    let text = "name = \"camera\"\npki = \"pki/devices/camera\"\nprocessor = \"onnxruntime\"\n";
+    fs::write(site.folder.path("camera.toml"), text).unwrap();
+    let camera = site.device("camera");
+    let expected: Vec<Trace> = (0..3).map(|step| site.step(&mut here, step)).collect();
+    for mode in [WireMode::Straightforward, WireMode::Increments] {
+        let mut remote = site.connect(&[&camera], &site.options(mode));
+        for (step, expected) in (0..).zip(&expected) {
+            assert_eq!(site.step(&mut remote, step), *expected, "{mode:?} step {step}");
+        }
+    }
 }
 
 #[test]
