@@ -93,6 +93,10 @@ pub(super) struct TrainingFlags {
     /// Share of the run over which simulated errors rise to their full rate
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     ramp: f64,
+    /// Share of their ranges that activations keep (input and output excepted): what an error drives to an end does less
+    /// harm, what lay beyond is clipped
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
+    pub(super) narrow: f32,
     /// What happens to scales
     #[arg(long, value_enum, default_value = "frozen")]
     scales: ScalesFlag,
