@@ -15,6 +15,8 @@ mod sparse;
 #[cfg(test)]
 mod tests;
 mod threshold;
+#[cfg(test)]
+mod twin;
 
 pub use threshold::{Rule, hold_back};
 

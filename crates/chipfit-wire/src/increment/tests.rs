@@ -70,6 +70,9 @@ fn round_trip(old: &[i8], new: &[i8]) -> usize {
     let mut weights = old.to_vec();
     decode(&bytes, &mut weights, &mut []).expect("decodes");
     assert!(weights == new, "decoded weights differ");
+    if new.len() <= 20_000 {
+        assert!(twin::decode(&bytes, old, &[]).0 == new, "the format is not what docs/wire.md says");
+    }
     bytes.len()
 }
 
@@ -194,6 +197,9 @@ proptest! {
         prop_assert!(bytes.len() <= new.len() + 4 * new_biases.len() + HEADER_BYTES);
         let (mut weights, mut biases) = (old.clone(), old_biases.clone());
         decode(&bytes, &mut weights, &mut biases)?;
+        prop_assert_eq!(&weights, &new);
+        prop_assert_eq!(&biases, &new_biases);
+        let (weights, biases) = twin::decode(&bytes, &old, &old_biases);
         prop_assert_eq!(&weights, &new);
         prop_assert_eq!(&biases, &new_biases);
         let changes = decode_changes(&bytes, &old, &old_biases)?;
