@@ -14,7 +14,7 @@ pub(super) fn decode(bytes: &[u8], weights: &[i8], biases: &[i32]) -> (Vec<i8>, 
             let (length, after) = varint(rest);
             let numbers = numbers(&after[..length as usize], biases.len());
             rest = &after[length as usize..];
-            let signed = |z: u128| if z % 2 == 0 { (z / 2) as i64 } else { -(z as i64 / 2) - 1 };
+            let signed = |z: u128| if z.is_multiple_of(2) { (z / 2) as i64 } else { -(z as i64 / 2) - 1 };
             biases.iter().zip(numbers).map(|(old, z)| (i64::from(*old) + signed(z)) as i32).collect()
         }
         3 => {
@@ -87,7 +87,11 @@ fn model(bits: &mut VecDeque<bool>, max: u128, known: Option<u128>) -> Model {
         0 => {
             let p = known.unwrap_or_else(|| {
                 let e = field(bits, 8) as u32;
-                let p = if e % 16 == 0 { 1 << (32 - e / 16) } else { (4 * power_of_two(16 - e % 16)) >> (1 + e / 16) };
+                let p = if e.is_multiple_of(16) {
+                    1 << (32 - e / 16)
+                } else {
+                    (4 * power_of_two(16 - e % 16)) >> (1 + e / 16)
+                };
                 p.max(1)
             });
             let power = |mut m: u128| {
