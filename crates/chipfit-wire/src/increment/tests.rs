@@ -161,6 +161,15 @@ fn wrong_use_is_named() {
 }
 
 #[test]
+fn changes_find_their_tensors() {
+    let changes = [(0, 'a'), (2, 'b'), (3, 'c'), (7, 'd'), (9, 'e')];
+    let split = by_tensor(&changes, &[3, 0, 4, 1]);
+    assert_eq!(split, [vec![(0, 'a'), (2, 'b')], vec![], vec![(0, 'c')], vec![(0, 'd')]]);
+    assert_eq!(by_tensor::<i8>(&[], &[5]), [vec![]]);
+    assert!(by_tensor(&changes, &[]).is_empty());
+}
+
+#[test]
 fn biases_are_coded_densely() {
     let mut random = Random(2);
     let old: Vec<i32> = (0..2_000).map(|_| (random.next() >> 44) as i32 - (1 << 19)).collect();
