@@ -334,4 +334,4 @@ const MOST_ELEMENTS: usize = 1 << 28;
 type Ending = (TensorId, Head);
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

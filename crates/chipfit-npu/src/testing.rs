@@ -6,6 +6,7 @@
 
 pub mod graphs;
 pub mod networks;
+pub mod qdq;
 
 use crate::faults::{Change, Site, Strike};
 use crate::machine::Machine;

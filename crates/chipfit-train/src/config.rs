@@ -37,6 +37,8 @@ pub struct Config {
     pub optimizer: Rule,
     /// Learning rate before the schedule.
     pub rate: f32,
+    /// Rates, gradients and clipping count in each channel's own range (127 integer steps), not in real values.
+    pub relative: bool,
     /// Learning rate of biases over that of weights; 0 freezes them.
     pub bias_rate: f32,
     /// How the rate changes.
@@ -73,7 +75,8 @@ impl Default for Config {
             epochs: 1,
             steps: None,
             optimizer: Rule::default(),
-            rate: 3e-4,
+            rate: 1e-3,
+            relative: true,
             bias_rate: 1.0,
             schedule: Schedule::default(),
             weight_decay: 0.0,

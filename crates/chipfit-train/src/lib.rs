@@ -20,6 +20,7 @@ pub mod observe;
 pub mod optimizer;
 pub mod parameters;
 pub mod pictures;
+pub mod protect;
 mod rescale;
 pub mod retrain;
 pub mod schedule;

@@ -102,7 +102,7 @@ mod tests {
             let mut gradient = [0.0; 4];
             let value = loss.picture(&logits, 2, teacher, 1.0, &mut gradient);
             assert!(value > 0.0);
-            for (class, gradient) in gradient.into_iter().enumerate() {
+            for (class, &gradient) in gradient.iter().enumerate() {
                 let expected = numeric(&loss, &logits, 2, teacher, class);
                 assert!((f64::from(gradient) - expected).abs() < 1e-4, "{loss:?} {class}");
             }

@@ -38,6 +38,24 @@ impl Masters {
         Ok(Self { parameters, values, held })
     }
 
+    /// The same masters for another program of the same structure, with its scales; ranges and units stay what they were.
+    ///
+    /// # Errors
+    /// [`TrainError::Step`] when it has other parameters.
+    pub fn on_program(self, program: &Program) -> Result<Self, TrainError> {
+        let mut fresh = Self::from_program(program)?;
+        let pairs = fresh.parameters.iter().zip(&self.parameters);
+        let is_same = pairs.into_iter().all(|(new, old)| new.name == old.name);
+        let fits = is_same && fresh.restore(self.values).is_some();
+        if !fits {
+            return Err(TrainError::step("model", "the new program has other constants"));
+        }
+        for (new, old) in fresh.parameters.iter_mut().zip(self.parameters) {
+            (new.range, new.units) = (old.range, old.units);
+        }
+        Ok(fresh)
+    }
+
     /// The parameters in order.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters

@@ -1,10 +1,11 @@
 //! SGD with momentum and AdamW on fp32 masters, element by element, in one fixed order of roundings.
 //!
-//! With gradient g, weight w, rate r, decay d (0 for biases), in step n from 1:
+//! A parameter is measured in its *unit* u, one per channel: the optimizer sees `w / u`, whose gradient is `g = u dL/dw`
+//! (the caller multiplies). With rate r, decay d (0 for biases), in step n from 1:
 //!
-//! SGD: `g' = g + d w`, `m = momentum m + g'`, `w = w - r u`, u = `m`, or `g' + momentum m` with Nesterov.
+//! SGD: `g' = g + d w / u`, `m = momentum m + g'`, `w = w - u r s`, s = `m`, or `g' + momentum m` with Nesterov.
 //! AdamW: `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`,
-//! `w = w - r d w - r (m / (1 - b1^n)) / (sqrt(v / (1 - b2^n)) + epsilon)`.
+//! `w = w - r d w - u r (m / (1 - b1^n)) / (sqrt(v / (1 - b2^n)) + epsilon)`.
 
 use serde::{Deserialize, Serialize};
 
@@ -46,11 +47,29 @@ pub struct Optimizer {
 
 /// Rate and decay of one parameter in one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pace {
+pub struct Pace<'a> {
     /// Learning rate.
     pub rate: f32,
     /// Weight decay.
     pub decay: f32,
+    /// What 1 means to the optimizer, one per output channel; above 0.
+    pub units: &'a [f32],
+}
+
+impl Pace<'_> {
+    /// The unit of each of `length` elements.
+    fn of(&self, length: usize) -> impl Iterator<Item = f32> {
+        let each = (length / self.units.len().max(1)).max(1);
+        self.units.iter().flat_map(move |&unit| std::iter::repeat_n(unit, each))
+    }
+}
+
+/// Multiplies a parameter's gradient by its units.
+pub fn in_units(gradient: &mut [f32], units: &[f32]) {
+    let each = (gradient.len() / units.len().max(1)).max(1);
+    for (channel, unit) in gradient.chunks_mut(each).zip(units) {
+        channel.iter_mut().for_each(|g| *g *= unit);
+    }
 }
 
 impl Optimizer {
@@ -87,16 +106,17 @@ impl Optimizer {
     }
 
     /// One step: changes `masters` by `gradients`, both as long as the state, parameter by parameter.
-    pub fn step(&mut self, masters: &mut [Vec<f32>], gradients: &[Vec<f32>], paces: &[Pace]) {
+    pub fn step(&mut self, masters: &mut [Vec<f32>], gradients: &[Vec<f32>], paces: &[Pace<'_>]) {
         self.steps += 1;
         match self.rule {
             Rule::Sgd { momentum, nesterov } => {
                 let Some(slot) = self.slots.first_mut() else { return };
                 for (((master, gradient), mean), pace) in masters.iter_mut().zip(gradients).zip(slot).zip(paces) {
-                    for ((w, &g), m) in master.iter_mut().zip(gradient).zip(mean) {
-                        let g = g + pace.decay * *w;
+                    let units = pace.of(master.len());
+                    for (((w, &g), m), unit) in master.iter_mut().zip(gradient).zip(mean).zip(units) {
+                        let g = g + pace.decay * *w / unit;
                         *m = momentum * *m + g;
-                        *w -= pace.rate * if nesterov { g + momentum * *m } else { *m };
+                        *w -= unit * pace.rate * if nesterov { g + momentum * *m } else { *m };
                     }
                 }
             }
@@ -108,11 +128,13 @@ impl Optimizer {
                 for ((((master, gradient), means), squares), pace) in
                     masters.iter_mut().zip(gradients).zip(means).zip(squares).zip(paces)
                 {
-                    for (((w, &g), m), v) in master.iter_mut().zip(gradient).zip(means).zip(squares) {
+                    let units = pace.of(master.len());
+                    for ((((w, &g), m), v), unit) in master.iter_mut().zip(gradient).zip(means).zip(squares).zip(units)
+                    {
                         *m = beta1 * *m + (1.0 - beta1) * g;
                         *v = beta2 * *v + (1.0 - beta2) * g * g;
                         let change = *m * first / ((*v * second).sqrt() + epsilon);
-                        *w -= pace.rate * pace.decay * *w + pace.rate * change;
+                        *w -= pace.rate * pace.decay * *w + unit * pace.rate * change;
                     }
                 }
             }
@@ -137,10 +159,10 @@ pub fn clip(gradients: &mut [Vec<f32>], most: Option<f32>) -> f64 {
 mod tests {
     use super::*;
 
-    const PACE: [Pace; 1] = [Pace { rate: 0.5, decay: 0.0 }];
+    const PACE: [Pace<'static>; 1] = [Pace { rate: 0.5, decay: 0.0, units: &[1.0] }];
 
     /// Minimises `(w - 3)^2 / 2`.
-    fn minimise(rule: Rule, pace: Pace, steps: usize) -> f32 {
+    fn minimise(rule: Rule, pace: Pace<'_>, steps: usize) -> f32 {
         let mut masters = vec![vec![0.0f32]];
         let mut optimizer = Optimizer::new(rule, [1].into_iter());
         for _ in 0..steps {
@@ -160,7 +182,7 @@ mod tests {
         assert_eq!(masters, [[-0.25]]);
         let mut masters = vec![vec![1.0f32]];
         let mut optimizer = Optimizer::new(Rule::Sgd { momentum: 0.5, nesterov: true }, [1].into_iter());
-        optimizer.step(&mut masters, &[vec![1.0]], &[Pace { rate: 0.5, decay: 1.0 }]);
+        optimizer.step(&mut masters, &[vec![1.0]], &[Pace { rate: 0.5, decay: 1.0, units: &[1.0] }]);
         // g' = 2, m = 2, u = 2 + 0.5 * 2.
         assert_eq!(masters, [[-0.5]]);
     }
@@ -179,12 +201,31 @@ mod tests {
     fn both_find_a_minimum_and_decay_pulls_to_zero() {
         let sgd = Rule::Sgd { momentum: 0.9, nesterov: true };
         for rule in [sgd, Rule::default()] {
-            let found = minimise(rule, Pace { rate: 0.02, decay: 0.0 }, 2000);
+            let found = minimise(rule, Pace { rate: 0.02, decay: 0.0, units: &[1.0] }, 2000);
             assert!((found - 3.0).abs() < 1e-2, "{rule:?}: {found}");
         }
-        let decayed = minimise(sgd, Pace { rate: 0.02, decay: 0.5 }, 2000);
+        let decayed = minimise(sgd, Pace { rate: 0.02, decay: 0.5, units: &[1.0] }, 2000);
         assert!((decayed - 2.0).abs() < 1e-3, "{decayed}");
-        assert!(minimise(Rule::default(), Pace { rate: 0.02, decay: 0.5 }, 2000) < 2.9);
+        assert!(minimise(Rule::default(), Pace { rate: 0.02, decay: 0.5, units: &[1.0] }, 2000) < 2.9);
+    }
+
+    #[test]
+    fn a_unit_is_a_change_of_coordinates() {
+        // In units of 4, the loss (w - 3)^2 / 2 is (4 x - 3)^2 / 2 at x = w / 4.
+        for rule in [Rule::Sgd { momentum: 0.9, nesterov: true }, Rule::default()] {
+            let (mut plain, mut scaled) = (vec![vec![0.25f32]], vec![vec![1.0f32, 1.0]]);
+            let (mut first, mut second) =
+                (Optimizer::new(rule, [1].into_iter()), Optimizer::new(rule, [2].into_iter()));
+            for _ in 0..20 {
+                let gradient = [vec![4.0 * (4.0 * plain[0][0] - 3.0)]];
+                first.step(&mut plain, &gradient, &[Pace { rate: 0.01, decay: 0.125, units: &[1.0] }]);
+                let mut gradient = [vec![scaled[0][0] - 3.0, 0.0]];
+                in_units(&mut gradient[0], &[4.0, 2.0]);
+                second.step(&mut scaled, &gradient, &[Pace { rate: 0.01, decay: 0.125, units: &[4.0, 2.0] }]);
+            }
+            assert!((4.0 * plain[0][0] - scaled[0][0]).abs() < 1e-4, "{rule:?}: {plain:?} {scaled:?}");
+            assert!(scaled[0][0] != 1.0 && scaled[0][1] < 1.0);
+        }
     }
 
     #[test]

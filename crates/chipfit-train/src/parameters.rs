@@ -36,6 +36,9 @@ pub struct Parameter {
     pub zero_points: Vec<i32>,
     /// Least and greatest integer that it may hold, in the program's terms.
     pub range: [i32; 2],
+    /// What counts as a change of size 1, one per output channel: 127 integer steps of a weight; for a bias, 127 steps of
+    /// the output tensor.
+    pub units: Vec<f32>,
 }
 
 impl Parameter {
@@ -94,7 +97,9 @@ pub fn parameters(program: &Program) -> Result<Vec<Parameter>, TrainError> {
         let Op::Linear(linear) = &step.op else { continue };
         let input = step.inputs.first().map(|&id| program.tensor(id).scale);
         let input = input.ok_or_else(|| TrainError::step(&step.name, "it has no input"))?;
-        for parameter in [Some(weights(linear, position)), bias(linear, position, input)].into_iter().flatten() {
+        let output = program.tensor(step.output).scale;
+        for parameter in [Some(weights(linear, position)), bias(linear, position, input, output)].into_iter().flatten()
+        {
             let channels = linear.geometry.out_channels;
             if parameter.scales.len() != channels || parameter.length % channels.max(1) != 0 {
                 return Err(TrainError::step(
@@ -147,10 +152,11 @@ fn weights(linear: &Linear, position: usize) -> Parameter {
         scales: linear.weight_scales.clone(),
         zero_points: linear.weight_zero_points.iter().map(|&zero| i32::from(zero)).collect(),
         range: [low, 127],
+        units: linear.weight_scales.iter().map(|scale| 127.0 * scale).collect(),
     }
 }
 
-fn bias(linear: &Linear, position: usize, input_scale: f32) -> Option<Parameter> {
+fn bias(linear: &Linear, position: usize, input_scale: f32, output_scale: f32) -> Option<Parameter> {
     let name = linear.bias_name.clone()?;
     // No accumulator may leave int32 without a fault: |x - zero| <= 255, |w - zero| <= 255 or 128.
     let weight = if linear.product_bits() == 16 { 128 } else { 255 };
@@ -165,5 +171,6 @@ fn bias(linear: &Linear, position: usize, input_scale: f32) -> Option<Parameter>
         scales: linear.weight_scales.iter().map(|&scale| input_scale * scale).collect(),
         zero_points: vec![0; linear.bias.len()],
         range: [-most, most],
+        units: vec![127.0 * output_scale; linear.bias.len()],
     })
 }

@@ -6,7 +6,7 @@ use chipfit_model::{ConstTensor, DataType, Index, Model, Use};
 use chipfit_npu::{Op, Program, TensorDelta, export};
 
 use crate::error::TrainError;
-use crate::parameters::{Kind, Parameter, parameters};
+use crate::parameters::{Kind, Parameter};
 
 /// No scale is below this: 2^-60.
 const LEAST: f32 = 8.673_617_4e-19;
@@ -102,10 +102,11 @@ pub(crate) fn with_scales(
     let lowered = Program::lower(&new, program.options())?;
     let mut deltas = Vec::new();
     let mut integers = Vec::new();
-    for (parameter, values) in parameters(&lowered)?.iter().zip(values) {
+    for ((parameter, scales), values) in list.iter().zip(scales).zip(values) {
+        let parameter = Parameter { scales: scales.clone(), ..parameter.clone() };
         parameter.quantise(values, &mut integers);
         let changes = (0u32..).zip(integers.iter().copied()).collect();
-        deltas.push(TensorDelta { name: parameter.name.clone(), changes });
+        deltas.push(TensorDelta { name: parameter.name, changes });
     }
     export::write(&mut new, &export::updated(&lowered, &deltas)?)?;
     Ok(new)

@@ -7,6 +7,9 @@
 //!
 //! Read [`Retraining::run`], then `Run::step`.
 
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -21,7 +24,7 @@ use crate::curriculum::Faultiness;
 use crate::error::TrainError;
 use crate::masters::{Increment, Masters};
 use crate::observe::{Flow, Observer, StepReport};
-use crate::optimizer::{Pace, clip};
+use crate::optimizer::{Pace, clip, in_units};
 use crate::parameters::Kind;
 use crate::pictures::{Accuracy, Pictures, evaluate};
 use crate::rescale;
@@ -80,6 +83,11 @@ impl Retraining<'_> {
         self.config.check()?;
         self.check(processor)?;
         let masters = Masters::from_program(processor.program())?;
+        let units = masters.parameters().iter().map(|parameter| match self.config.relative {
+            true => parameter.units.clone(),
+            false => vec![1.0; parameter.units.len()],
+        });
+        let units = units.collect();
         let state = State::new(self.config, masters);
         let backward = Backward::new(processor.program(), self.threads)?;
         let gradients = backward.zeros();
@@ -93,6 +101,7 @@ impl Retraining<'_> {
             backward,
             gradients,
             order: (u64::MAX, Vec::new()),
+            units,
         };
         let resumed_from = run.resume()?;
         run.train(observer, resumed_from)
@@ -140,6 +149,8 @@ struct Run<'a, 'p> {
     gradients: Gradients,
     /// Order of the pictures of an epoch.
     order: (u64, Vec<u32>),
+    /// Units of every parameter when the run began.
+    units: Vec<Vec<f32>>,
 }
 
 /// One forward pass: pictures and what came back.
@@ -191,10 +202,8 @@ impl Run<'_, '_> {
     /// Loads another model of the same structure onto the processor; masters stay.
     fn take_model(&mut self, model: Model) -> Result<(), TrainError> {
         self.processor.load(&model)?;
-        let fresh = Masters::from_program(self.processor.program())?;
-        let values = std::mem::replace(&mut self.state.masters, fresh);
-        let kept = self.state.masters.restore(values.values().to_vec());
-        kept.ok_or_else(|| TrainError::step("model", "the processor took a model of another structure"))?;
+        let kept = self.state.masters.clone().on_program(self.processor.program())?;
+        self.state.masters = kept;
         self.backward = Backward::new(self.processor.program(), self.job.threads)?;
         self.wanted = self.backward.wanted().to_vec();
         self.model = Some(model);
@@ -309,6 +318,7 @@ impl Run<'_, '_> {
                 loss += self.backward(&pass, factor, &mut accuracy)?;
             }
         }
+        self.gradients.iter_mut().zip(&self.units).for_each(|(part, units)| in_units(part, units));
         report.norm = clip(&mut self.gradients, config.clip);
         self.state.check_finite(report.norm, &self.gradients)?;
         report.rate = (f64::from(config.rate) * config.schedule.factor(step, steps)) as f32;
@@ -317,9 +327,10 @@ impl Run<'_, '_> {
             .masters
             .parameters()
             .iter()
-            .map(|parameter| match parameter.kind {
-                Kind::Weights => Pace { rate: report.rate, decay: config.weight_decay },
-                Kind::Bias => Pace { rate: report.rate * config.bias_rate, decay: 0.0 },
+            .zip(&self.units)
+            .map(|(parameter, units)| match parameter.kind {
+                Kind::Weights => Pace { rate: report.rate, decay: config.weight_decay, units },
+                Kind::Bias => Pace { rate: report.rate * config.bias_rate, decay: 0.0, units },
             })
             .collect();
         self.state.optimizer.step(self.state.masters.values_mut(), &self.gradients, &paces);

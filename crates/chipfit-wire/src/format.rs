@@ -169,6 +169,11 @@ impl Writer {
         Self { kept: Some(Vec::new()), ..Self::default() }
     }
 
+    /// Keeps what is written, in room for `bytes` bytes that were counted before.
+    pub fn with_capacity(bytes: u64) -> Self {
+        Self { kept: Some(Vec::with_capacity(usize::try_from(bytes).unwrap_or(0))), ..Self::default() }
+    }
+
     /// Only counts.
     pub fn counting() -> Self {
         Self::default()
@@ -238,6 +243,17 @@ pub struct Field {
     pub name: &'static str,
     /// Its format.
     pub format: String,
+}
+
+/// The table of an enumeration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choices {
+    /// Its name.
+    pub name: &'static str,
+    /// The integer on the wire.
+    pub integer: &'static str,
+    /// Number and name of every choice.
+    pub choices: Vec<(u64, &'static str)>,
 }
 
 /// Fixed-size little-endian integers.
@@ -426,6 +442,12 @@ macro_rules! wire_enum {
                 match self {
                     $(Self::$choice => stringify!($choice),)*
                 }
+            }
+
+            /// Name, integer, and the number and name of every choice.
+            pub fn table() -> $crate::format::Choices {
+                let choices = Self::ALL.iter().map(|choice| (u64::from(choice.number()), choice.name())).collect();
+                $crate::format::Choices { name: stringify!($name), integer: stringify!($integer), choices }
             }
 
             /// The choice of a number, if this version has one.

@@ -5,8 +5,13 @@
 //! panic. Every byte is described in `docs/protocol.md`.
 #![forbid(unsafe_code)]
 
+pub mod activation;
 pub mod entropy;
 pub mod format;
 pub mod frame;
+pub mod increment;
 pub mod message;
 pub mod session;
+
+#[cfg(test)]
+mod testing;

@@ -13,7 +13,29 @@ pub use parts::{
     sha256, tensor_check,
 };
 
-use crate::format::{Blob, Fault, Field, Malformed, Reader, Varint, Wire, Writer, wire_struct};
+use crate::format::{Blob, Choices, Fault, Field, Malformed, Reader, Varint, Wire, Writer, wire_struct};
+
+/// Name and fields of every group of fields that messages are made of.
+pub fn structures() -> Vec<(&'static str, Vec<Field>)> {
+    vec![
+        ("Tag", Tag::fields()),
+        ("VersionRange", VersionRange::fields()),
+        ("Limits", Limits::fields()),
+        ("Held", Held::fields()),
+        ("View", View::fields()),
+        ("PictureRef", PictureRef::fields()),
+        ("NewPicture", NewPicture::fields()),
+        ("TensorPayload", TensorPayload::fields()),
+        ("TraceBody", TraceBody::fields()),
+        ("TensorRequest", TensorRequest::fields()),
+        ("TensorAnswer", TensorAnswer::fields()),
+    ]
+}
+
+/// Numbers and names of every enumeration.
+pub fn enumerations() -> Vec<Choices> {
+    vec![Mode::table(), ElementType::table(), Encoding::table(), Code::table()]
+}
 
 /// Why a body is no message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -322,7 +344,9 @@ messages! {
 impl Message {
     /// The body's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer::new();
+        let mut counter = Writer::counting();
+        self.write(&mut counter);
+        let mut writer = Writer::with_capacity(counter.length());
         self.write(&mut writer);
         writer.into_bytes()
     }

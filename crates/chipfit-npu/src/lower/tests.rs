@@ -1,16 +1,14 @@
 //! What lowers, to what; and what is refused, with which words.
 
-pub(crate) mod qdq;
-
 use chipfit_model::DataType;
 use chipfit_model::build::{attr_f, attr_i, attr_is, attr_s};
 
 use super::linear::fixed_point;
 use super::*;
 use crate::program::{Rescale, Source, Word};
+use crate::testing::qdq::Qdq;
 use crate::twin;
 use crate::{DrawKey, Machine, Protection};
-use qdq::Qdq;
 
 fn lower(qdq: &Qdq, output: &str) -> Result<Program, LowerError> {
     Program::lower(&qdq.model(output), &LowerOptions::default())

@@ -7,9 +7,9 @@ use chipfit_run::engine::Places;
 
 use super::*;
 use crate::lower::LowerOptions;
-use crate::lower::tests::qdq::Qdq;
 use crate::processor::Batch;
 use crate::testing::Numbers;
+use crate::testing::qdq::Qdq;
 use crate::{Simulator, SimulatorOptions};
 
 fn runtime() -> Option<OnnxRuntime> {

@@ -278,7 +278,8 @@ impl<'c> Run<'c> {
         let rate = (f64::from(config.rate) * config.schedule.factor(self.done, self.of)) as f32;
         let decay = |role: Role| if matches!(role, Role::Weight { .. }) { config.weight_decay } else { 0.0 };
         let parameters = &self.engine.network.parameters;
-        let paces: Vec<Pace> = parameters.iter().map(|parameter| Pace { rate, decay: decay(parameter.role) }).collect();
+        let paces: Vec<Pace> =
+            parameters.iter().map(|parameter| Pace { rate, decay: decay(parameter.role), units: &[1.0] }).collect();
         self.optimizer.step(&mut self.engine.network.values, &self.engine.gradients, &paces);
         self.engine.reload()?;
         self.done += 1;

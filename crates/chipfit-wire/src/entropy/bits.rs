@@ -39,6 +39,17 @@ impl BitWriter {
         }
     }
 
+    /// Appends the low `n` bits of `value`, at most 56; bits above them must be 0.
+    #[inline]
+    pub fn put_long(&mut self, value: u64, n: u32) {
+        if n > 24 {
+            self.put((value & 0xff_ffff) as u32, 24);
+            self.put((value >> 24) as u32, n - 24);
+        } else {
+            self.put(value as u32, n);
+        }
+    }
+
     /// Elias' gamma code of `value`, at least 1: as many zeros as it has bits after the first, then the bits.
     pub fn put_gamma(&mut self, value: u32) {
         debug_assert!(value > 0);

@@ -54,7 +54,7 @@ fn seals(n: usize) -> [u16; LANES] {
 pub(crate) fn encode_section(bytes: &[u8], counts: &[u64; 256]) -> Option<Vec<u8>> {
     let model = Model::choose_bytes(counts)?;
     let table = EncodeTable::new(model.frequencies());
-    let mut encoder = Encoder::<LANES>::new(seals(bytes.len()), bytes.len() / 2);
+    let mut encoder = Encoder::<LANES>::new(seals(bytes.len()), bytes.len());
     let whole = bytes.chunks_exact(LANES);
     for (lane, &byte) in whole.remainder().iter().enumerate().rev() {
         encoder.put(lane, &table, byte);

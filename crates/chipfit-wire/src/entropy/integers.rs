@@ -66,7 +66,7 @@ fn seals(n: usize) -> [u16; LANES] {
     [(n & 0xffff) as u16, 0]
 }
 
-fn encode_section(numbers: &[u32]) -> Option<Vec<u8>> {
+pub(crate) fn encode_section(numbers: &[u32]) -> Option<Vec<u8>> {
     let mut counts = [0u64; TOKENS];
     for &number in numbers {
         counts[Classes::FINEST.split(number).0 as usize % TOKENS] += 1;
@@ -81,7 +81,7 @@ fn encode_section(numbers: &[u32]) -> Option<Vec<u8>> {
         raw.put(number & ((1u64 << bits) - 1) as u32, bits);
     }
     let table = EncodeTable::new(model.frequencies());
-    let mut encoder = Encoder::<LANES>::new(seals(numbers.len()), numbers.len() / 2);
+    let mut encoder = Encoder::<LANES>::new(seals(numbers.len()), numbers.len());
     for (i, &token) in tokens.iter().enumerate().rev() {
         encoder.put(i % LANES, &table, token);
     }
@@ -93,7 +93,7 @@ fn encode_section(numbers: &[u32]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-fn decode_section(section: &[u8], n: usize) -> Result<Vec<u32>, CodingError> {
+pub(crate) fn decode_section(section: &[u8], n: usize) -> Result<Vec<u32>, CodingError> {
     let mut reader = BitReader::new(section);
     let model = Model::read(&mut reader, DOMAIN)?;
     let section = reader.into_rest()?;

@@ -58,8 +58,28 @@ const CLASSES: [Classes; 8] = [
     Classes { split: 2, mantissa: 1, low: 0 },
     Classes { split: 4, mantissa: 2, low: 1 },
     Classes { split: 2, mantissa: 1, low: 1 },
-    Classes { split: 0, mantissa: 0, low: 0 },
+    Classes { split: 3, mantissa: 1, low: 1 },
 ];
+
+/// Tokens of the first numbers in [`Classes::FINEST`].
+static FINEST_TOKENS: [u8; 1 << 12] = {
+    let mut tokens = [0; 1 << 12];
+    let mut number = 0;
+    while number < tokens.len() {
+        tokens[number] = CLASSES[2].split(number as u32).0 as u8;
+        number += 1;
+    }
+    tokens
+};
+
+/// The token of a number in [`Classes::FINEST`].
+#[inline]
+pub(crate) fn finest_token(number: u32) -> u8 {
+    match FINEST_TOKENS.get(number as usize) {
+        Some(token) => *token,
+        None => Classes::FINEST.split(number).0 as u8,
+    }
+}
 
 impl Classes {
     /// Every number below 256 its own token.
@@ -69,7 +89,7 @@ impl Classes {
 
     /// Token and number of raw bits, which are the low ones of `number`.
     #[inline]
-    pub fn split(self, number: u32) -> (u32, u32) {
+    pub const fn split(self, number: u32) -> (u32, u32) {
         let high = number >> self.low;
         if high >> self.split == 0 {
             return (high, self.low);
@@ -156,44 +176,45 @@ impl Model {
     }
 
     fn cheapest(counts: Counts<'_>, domain: Domain, numbers: Range<usize>) -> Option<Self> {
-        let mut best: Option<(u64, Self)> = None;
+        let mut best: Option<(u64, Coarse, usize, Shares)> = None;
         for number in numbers {
             let Some(coarse) = merge(counts, number, domain) else { continue };
-            let shares = match domain.known {
-                Some(_) => Shares::Known,
-                None => Shares::Geometric { exponent: coarse.exponent() },
-            };
-            for shares in [shares, Shares::Levels(coarse.resolution()), Shares::Flat] {
-                let Some(model) = Self::with(number, &coarse, shares, domain) else { continue };
-                let mut writer = BitWriter::new();
-                model.write(&mut writer);
-                let cost = model.cost(&coarse) + writer.len() * BIT;
-                if best.as_ref().is_none_or(|(least, _)| cost < *least) {
-                    best = Some((cost, model));
+            let mut offers = vec![coarse.levels_offer(), (coarse.flat_cost(), Shares::Flat)];
+            // Octaves in quarters follow a geometric law closely enough; other classes would only cost time.
+            if coarse.split_in_quarters {
+                let shares = match domain.known {
+                    Some(_) => Shares::Known,
+                    None => Shares::Geometric { exponent: coarse.exponent() },
+                };
+                if let Some(model) = Self::with(number, &coarse, shares, domain) {
+                    offers.push((model.cost(&coarse) + 8 * BIT, shares));
                 }
             }
+            let Some((cost, shares)) = offers.into_iter().min_by_key(|offer| offer.0) else { continue };
+            if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
+                best = Some((cost, coarse, number, shares));
+            }
         }
-        best.map(|(_, model)| model)
+        let (_, coarse, number, shares) = best?;
+        Self::with(number, &coarse, shares, domain)
     }
 
     fn with(number: usize, coarse: &Coarse, shares: Shares, domain: Domain) -> Option<Self> {
-        let mut levels = Vec::new();
-        if let Shares::Levels(resolution) = shares {
-            levels
-                .extend(coarse.counts.iter().take(coarse.tokens).map(|&count| level(count, coarse.total, resolution)));
-        }
+        let levels = match shares {
+            Shares::Levels(resolution) => coarse.levels(resolution),
+            _ => Vec::new(),
+        };
         let frequencies = frequencies(CLASSES.get(number)?, coarse.tokens, shares, &levels, domain)?;
         Some(Self { number, tokens: coarse.tokens, shares, levels, frequencies })
     }
 
     /// Bits of tokens and raw bits in units of `2^-12`.
     fn cost(&self, coarse: &Coarse) -> u64 {
-        let classes = self.classes();
-        let mut cost = 0u64;
+        let mut cost = coarse.raw;
         for (token, &count) in (0u8..=255).zip(&coarse.counts) {
             if count > 0 {
                 let bits = u64::from(PRECISION) * BIT - log2_fixed(u64::from(self.frequencies.get(token)));
-                cost = cost.saturating_add(count * (bits + u64::from(classes.base(token.into()).1) * BIT));
+                cost = cost.saturating_add(count.saturating_mul(bits));
             }
         }
         cost
@@ -219,6 +240,17 @@ impl Model {
         bases
     }
 
+    /// Token and raw bits, in this model's classes, of the numbers of each [`Classes::FINEST`] token; only for numbers in
+    /// the domain and classes at most as fine.
+    pub(crate) fn splits_of_finest(&self) -> [(u8, u8); TOKENS] {
+        let classes = self.classes();
+        std::array::from_fn(|token| {
+            let (smallest, _) = Classes::FINEST.base(token as u32);
+            let (token, raw) = classes.split(u32::try_from(smallest).unwrap_or(0));
+            (token as u8, raw as u8)
+        })
+    }
+
     /// Appends the description that [`Model::read`] reads.
     pub fn write(&self, writer: &mut BitWriter) {
         writer.put(self.number as u32, 3);
@@ -232,28 +264,8 @@ impl Model {
             Shares::Levels(resolution) => {
                 writer.put(1, 2);
                 writer.put(resolution, 2);
-                self.write_levels(writer);
+                write_levels(&self.levels, writer);
             }
-        }
-    }
-
-    fn write_levels(&self, writer: &mut BitWriter) {
-        let present = || self.levels.iter().enumerate().filter(|(_, level)| **level > 0);
-        let steps: Vec<u32> = present().zip(present().skip(1)).map(|((_, a), (_, b))| zigzag(*a, *b)).collect();
-        let bits = |parameter: u32| steps.iter().map(|step| (step >> parameter) + 1 + parameter).sum::<u32>();
-        let parameter = (0..4).min_by_key(|&parameter| bits(parameter)).unwrap_or(0);
-        writer.put(parameter, 2);
-        writer.put((present().count() as u32).saturating_sub(1), 8);
-        let mut next = 0;
-        let mut steps = steps.into_iter();
-        for (token, &level) in present() {
-            writer.put_gamma((token - next) as u32 + 1);
-            if next == 0 {
-                writer.put(level - 1, 7);
-            } else if let Some(step) = steps.next() {
-                writer.put_rice(step, parameter);
-            }
-            next = token + 1;
         }
     }
 
@@ -286,6 +298,26 @@ impl Model {
 /// Distance of two levels with its sign in the lowest bit; falling levels are the cheaper ones.
 fn zigzag(before: u32, after: u32) -> u32 {
     if after > before { 2 * (after - before) - 1 } else { 2 * (before - after) }
+}
+
+fn write_levels(levels: &[u32], writer: &mut BitWriter) {
+    let present = || levels.iter().enumerate().filter(|(_, level)| **level > 0);
+    let steps: Vec<u32> = present().zip(present().skip(1)).map(|((_, a), (_, b))| zigzag(*a, *b)).collect();
+    let bits = |parameter: u32| steps.iter().map(|step| (step >> parameter) + 1 + parameter).sum::<u32>();
+    let parameter = (0..4).min_by_key(|&parameter| bits(parameter)).unwrap_or(0);
+    writer.put(parameter, 2);
+    writer.put((present().count() as u32).saturating_sub(1), 8);
+    let mut next = 0;
+    let mut steps = steps.into_iter();
+    for (token, &level) in present() {
+        writer.put_gamma((token - next) as u32 + 1);
+        if next == 0 {
+            writer.put(level - 1, 7);
+        } else if let Some(step) = steps.next() {
+            writer.put_rice(step, parameter);
+        }
+        next = token + 1;
+    }
 }
 
 fn read_levels(reader: &mut BitReader<'_>, resolution: u32, tokens: usize) -> Result<Vec<u32>, CodingError> {
@@ -391,21 +423,28 @@ struct Coarse {
     total: u64,
     /// Sum of the numbers above the raw low bits, about.
     sum: u64,
+    /// Raw bits in units of `2^-12`.
+    raw: u64,
+    /// Whether an octave makes four tokens.
+    split_in_quarters: bool,
 }
 
 fn merge(counts: Counts<'_>, number: usize, domain: Domain) -> Option<Coarse> {
     let classes = CLASSES.get(number)?;
     let tokens = classes.tokens(domain.max)?;
-    let mut coarse = Coarse { counts: [0; TOKENS], tokens, total: 0, sum: 0 };
+    let split_in_quarters = classes.mantissa == 2;
+    let mut coarse = Coarse { counts: [0; TOKENS], tokens, total: 0, sum: 0, raw: 0, split_in_quarters };
     for (fine, &count) in (0u32..).zip(counts.of) {
         if count > 0 {
             let (smallest, raw) = counts.fine.base(fine);
             // A class that is finer than the counts cannot be judged by them.
             let smallest = u32::try_from(smallest).ok()?;
-            if classes.split(smallest).1 < raw {
+            let (token, coarse_raw) = classes.split(smallest);
+            if coarse_raw < raw {
                 return None;
             }
-            *coarse.counts.get_mut(classes.split(smallest).0 as usize)? += count;
+            *coarse.counts.get_mut(token as usize)? += count;
+            coarse.raw = coarse.raw.saturating_add(count.saturating_mul(u64::from(coarse_raw) * BIT));
             coarse.total += count;
             let middle = (u64::from(smallest) + (1u64 << raw) / 2) >> classes.low;
             coarse.sum = coarse.sum.saturating_add(middle.saturating_mul(count));
@@ -423,15 +462,34 @@ impl Coarse {
         u8::try_from((log + BIT / 32) / (BIT / 16)).unwrap_or(u8::MAX)
     }
 
-    /// Steps per octave: finer steps cost table bits and save `0.03 / steps^2` bits per number.
-    fn resolution(&self) -> u32 {
-        let present = self.counts.iter().filter(|&&count| count > 0).count() as u64;
-        match self.total / present.max(1) {
+    fn present(&self) -> impl Iterator<Item = u64> + '_ {
+        self.counts.iter().copied().filter(|&count| count > 0)
+    }
+
+    fn levels(&self, resolution: u32) -> Vec<u32> {
+        self.counts.iter().take(self.tokens).map(|&count| level(count, self.total, resolution)).collect()
+    }
+
+    fn flat_cost(&self) -> u64 {
+        self.raw.saturating_add(self.total.saturating_mul(log2_fixed(self.tokens as u64)))
+    }
+
+    /// Levels in the steps that suit the total, and what they cost with their table.
+    fn levels_offer(&self) -> (u64, Shares) {
+        // Finer steps cost table bits and save about 0.03 / steps^2 bits a number.
+        let resolution = match self.total / (self.present().count() as u64).max(1) {
             0..50 => 0,
             50..200 => 1,
             200..800 => 2,
             _ => 3,
-        }
+        };
+        let lost = self.total.saturating_mul((BIT * 3 / 100) >> (2 * resolution));
+        let log = log2_fixed(self.total);
+        let tokens = self.present().fold(0u64, |cost, n| cost.saturating_add(n.saturating_mul(log - log2_fixed(n))));
+        let mut writer = BitWriter::new();
+        write_levels(&self.levels(resolution), &mut writer);
+        let table = (writer.len() + 2) * BIT;
+        (self.raw.saturating_add(tokens).saturating_add(lost).saturating_add(table), Shares::Levels(resolution))
     }
 }
 

@@ -51,6 +51,12 @@ impl FrameParser {
         self.header.len() + self.payload.len()
     }
 
+    /// Bytes that are reserved for a frame that is not complete.
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.header.capacity() + self.payload.capacity()
+    }
+
     /// Takes bytes from the front of `bytes`, up to the end of one frame. `None` when all were taken and more are needed.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Small QDQ models, grown node by node.
+//! Small QDQ models, grown node by node, for tests of this crate and of its users.
 
 use chipfit_model::build::{DimSpec, attr_i, node, value_info};
 use chipfit_model::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto};
@@ -6,7 +6,7 @@ use chipfit_model::{ConstTensor, DataType, Model};
 
 /// A QDQ model under construction; values are known by name.
 #[derive(Clone, Debug)]
-pub(crate) struct Qdq {
+pub struct Qdq {
     shape: Vec<i64>,
     nodes: Vec<NodeProto>,
     constants: Vec<TensorProto>,
@@ -16,12 +16,12 @@ pub(crate) struct Qdq {
 
 impl Qdq {
     /// A model whose input `x` has this shape. (Scale and zero point are given again where it is quantised.)
-    pub(crate) fn new(shape: &[i64], _scale: f32, _zero_point: u8) -> Self {
+    pub fn new(shape: &[i64], _scale: f32, _zero_point: u8) -> Self {
         Self { shape: shape.to_vec(), nodes: Vec::new(), constants: Vec::new(), word: DataType::Uint8 }
     }
 
     /// The weight at this place of every weights' file order.
-    pub(crate) fn weight(at: usize) -> i8 {
+    pub fn weight(at: usize) -> i8 {
         ((at * 37 + 11) % 255) as u8 as i8
     }
 
@@ -32,24 +32,24 @@ impl Qdq {
     }
 
     /// A one-axis float constant.
-    pub(crate) fn floats(&mut self, values: &[f32]) -> String {
+    pub fn floats(&mut self, values: &[f32]) -> String {
         self.constant(ConstTensor::from_f32(vec![values.len()], values))
     }
 
     /// A one-axis int64 constant.
-    pub(crate) fn integers(&mut self, values: &[i64]) -> String {
+    pub fn integers(&mut self, values: &[i64]) -> String {
         self.constant(Some(ConstTensor::from_i64s(values)))
     }
 
     /// A node's output.
-    pub(crate) fn node(&mut self, op: &str, inputs: &[&str], attributes: Vec<AttributeProto>) -> String {
+    pub fn node(&mut self, op: &str, inputs: &[&str], attributes: Vec<AttributeProto>) -> String {
         let output = format!("{}_{}", op.to_lowercase(), self.nodes.len());
         self.nodes.push(node(op, &format!("{op}_{}", self.nodes.len()), inputs, &[&output], attributes));
         output
     }
 
     /// The output of the last node of an operator.
-    pub(crate) fn last(&self, op: &str) -> String {
+    pub fn last(&self, op: &str) -> String {
         let found = self.nodes.iter().rev().find(|node| node.op_type.as_deref() == Some(op));
         found.map(|node| node.output[0].clone()).expect("a node of that operator")
     }
@@ -64,26 +64,26 @@ impl Qdq {
     }
 
     /// QuantizeLinear behind a value.
-    pub(crate) fn integer(&mut self, value: &str, scale: f32, zero_point: i32) -> String {
+    pub fn integer(&mut self, value: &str, scale: f32, zero_point: i32) -> String {
         let [scale, zero] = self.grid(scale, zero_point);
         self.node("QuantizeLinear", &[value, &scale, &zero], vec![])
     }
 
     /// DequantizeLinear behind an integer value.
-    pub(crate) fn dequantised(&mut self, value: &str, scale: f32, zero_point: i32) -> String {
+    pub fn dequantised(&mut self, value: &str, scale: f32, zero_point: i32) -> String {
         let [scale, zero] = self.grid(scale, zero_point);
         self.node("DequantizeLinear", &[value, &scale, &zero], vec![])
     }
 
     /// Both behind a value.
-    pub(crate) fn quantised(&mut self, value: &str, scale: f32, zero_point: impl Into<i32>) -> String {
+    pub fn quantised(&mut self, value: &str, scale: f32, zero_point: impl Into<i32>) -> String {
         let zero_point = zero_point.into();
         let integer = self.integer(value, scale, zero_point);
         self.dequantised(&integer, scale, zero_point)
     }
 
     /// Dequantised int8 weights: per tensor, or per channel of the axis that has as many (the first such).
-    pub(crate) fn weights(&mut self, shape: &[usize], scales: &[f32]) -> String {
+    pub fn weights(&mut self, shape: &[usize], scales: &[f32]) -> String {
         let count: usize = shape.iter().product();
         let bytes: Vec<u8> = (0..count).map(|at| Self::weight(at).cast_unsigned()).collect();
         let values = self.constant(ConstTensor::new(DataType::Int8, shape.to_vec(), bytes));
@@ -95,7 +95,7 @@ impl Qdq {
     }
 
     /// A dequantised int32 bias.
-    pub(crate) fn bias(&mut self, values: &[i32], scales: &[f32]) -> String {
+    pub fn bias(&mut self, values: &[i32], scales: &[f32]) -> String {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         let values = self.constant(ConstTensor::new(DataType::Int32, vec![values.len()], bytes));
         let scale = self.floats(scales);
@@ -103,12 +103,12 @@ impl Qdq {
     }
 
     /// The model that gives one value.
-    pub(crate) fn model(&self, output: &str) -> Model {
+    pub fn model(&self, output: &str) -> Model {
         self.model_with_outputs(&[output])
     }
 
     /// The model that gives several values.
-    pub(crate) fn model_with_outputs(&self, outputs: &[&str]) -> Model {
+    pub fn model_with_outputs(&self, outputs: &[&str]) -> Model {
         let dims: Vec<DimSpec> = self.shape.iter().map(|&d| DimSpec::Known(d)).collect();
         let output = |name: &&str| {
             let mut info = value_info(name, DataType::Float, &[]);
