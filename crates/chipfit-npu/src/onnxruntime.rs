@@ -16,7 +16,7 @@ use chipfit_run::engine::{Engine, OnnxRuntime, OnnxRuntimeSession, Session};
 
 use crate::export;
 use crate::ops;
-use crate::processor::{Processor, ProcessorError, Request, TensorDelta, Trace, View};
+use crate::processor::{Processor, ProcessorError, Request, TensorDelta, Trace};
 use crate::program::{Op, Program, TensorId, Word, to_channels_last, to_model_layout};
 use crate::protection::Protection;
 use crate::simulator::update;
@@ -159,7 +159,8 @@ impl Processor for OnnxRuntimeProcessor {
     }
 
     fn update(&mut self, deltas: &[TensorDelta]) -> Result<(), ProcessorError> {
-        let (program, _) = update::apply(&self.program, deltas)?;
+        let mut program = self.program.clone();
+        update::apply(&mut program, deltas)?;
         let mut model = self.model.clone();
         for delta in deltas {
             export::replace(&mut model, &program, &delta.name)?;
@@ -188,19 +189,8 @@ impl Processor for OnnxRuntimeProcessor {
 
     fn forward(&mut self, request: &Request<'_>) -> Result<Trace, ProcessorError> {
         let each = self.program.tensor(self.program.input()).elements();
-        let (input, pictures) = (request.batch.input, request.batch.pictures.len());
-        if each.checked_mul(pictures) != Some(input.len()) {
-            return Err(ProcessorError::InputLength { bytes: input.len(), pictures, each });
-        }
-        let seen;
-        let input = if request.views.is_empty() {
-            input
-        } else if request.views.len() == pictures {
-            seen = View::apply_all(request.views, self.program.tensor(self.program.input()), input);
-            &seen
-        } else {
-            return Err(failure(format!("{} views for {pictures} pictures", request.views.len())));
-        };
+        let seen = request.seen(&self.program)?;
+        let (input, pictures) = (seen.as_ref(), request.batch.pictures.len());
         let mut trace = Trace { strikes: Some(0), ..Trace::default() };
         let chunk = self.batch.unwrap_or(pictures).max(1) * each.max(1);
         for input in input.chunks(chunk) {

@@ -4,6 +4,7 @@
 //! once, against it. A request carries quantised pictures in the program's input layout and says which tensors
 //! should come back; the trace holds bytes in the program's layout.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use chipfit_model::Model;
@@ -32,6 +33,28 @@ pub struct Request<'a> {
     pub views: &'a [View],
     /// Tensors to return besides the output.
     pub wanted: &'a [TensorId],
+}
+
+impl<'a> Request<'a> {
+    /// The input as the processor sees it: every picture in its view.
+    ///
+    /// # Errors
+    /// [`ProcessorError::InputLength`] when the input is not one picture of `program` for each identity, and
+    /// [`ProcessorError::Views`] when there are views, but not one for each.
+    pub fn seen(&self, program: &Program) -> Result<Cow<'a, [u8]>, ProcessorError> {
+        let tensor = program.tensor(program.input());
+        let (pictures, bytes) = (self.batch.pictures.len(), self.batch.input.len());
+        if pictures.checked_mul(tensor.elements()) != Some(bytes) {
+            return Err(ProcessorError::InputLength { bytes, pictures, each: tensor.elements() });
+        }
+        if !self.views.is_empty() && self.views.len() != pictures {
+            return Err(ProcessorError::Views { views: self.views.len(), pictures });
+        }
+        if self.views.iter().all(|view| view.is_identity()) {
+            return Ok(Cow::Borrowed(self.batch.input));
+        }
+        Ok(Cow::Owned(View::apply_all(self.views, tensor, self.batch.input)))
+    }
 }
 
 /// What the processor computed, errors included.
@@ -67,6 +90,14 @@ pub enum ProcessorError {
         pictures: usize,
         /// Bytes of one picture.
         each: usize,
+    },
+    /// There are views, but not one for each picture.
+    #[error("{views} views were given for {pictures} pictures")]
+    Views {
+        /// Given.
+        views: usize,
+        /// Pictures of the batch.
+        pictures: usize,
     },
     /// A delta names no constant of the program, or a position or value outside it.
     #[error("update of '{name}': {what}")]

@@ -27,8 +27,8 @@ use crate::faults::StrikeSource;
 use crate::machine::Machine;
 use chipfit_model::Model;
 
-use crate::processor::{Batch, Processor, ProcessorError, Request, TensorDelta, Trace, View};
-use crate::program::{Op, Program, TensorId};
+use crate::processor::{Batch, Processor, ProcessorError, Request, TensorDelta, Trace};
+use crate::program::{Op, Program, StepId, TensorId};
 use crate::protection::Protection;
 use execute::{Faults, Job, Plan, Workspace};
 use kernel::StepKernel;
@@ -142,6 +142,44 @@ impl Simulator {
         };
         self.plan = Self::new(program, options)?.plan;
         Ok(())
+    }
+
+    /// The clean result of one step for some pictures, from inputs that the caller brings; faults and protection play
+    /// no part. What a device's tensors should have been, given the tensors before them.
+    ///
+    /// # Errors
+    /// [`ProcessorError::Engine`] for a step that the program does not have, or inputs of another size.
+    pub fn predict(&mut self, id: StepId, pictures: usize, inputs: &[&[u8]]) -> Result<Vec<u8>, ProcessorError> {
+        let plan = &self.plan;
+        let step = plan.program.steps().get(id.0).ok_or_else(|| failure(format_args!("no step {}", id.0)))?;
+        let elements = |tensor: TensorId| plan.program.tensor(tensor).elements();
+        let fits = |(&tensor, bytes): (&TensorId, &&[u8])| elements(tensor).checked_mul(pictures) == Some(bytes.len());
+        if inputs.len() != step.inputs.len() || !step.inputs.iter().zip(inputs).all(fits) {
+            return Err(failure(format_args!("step '{}': inputs of another number or size", step.name)));
+        }
+        let mut out = vec![0; elements(step.output) * pictures];
+        let chunk = plan.layout.chunk.min(pictures.div_ceil(self.threads)).max(1);
+        let mut jobs: Vec<(usize, &mut [u8])> =
+            out.chunks_mut((elements(step.output) * chunk).max(1)).enumerate().collect();
+        let workspaces = &self.workspaces;
+        let work = |(number, out): &mut (usize, &mut [u8])| {
+            let count = chunk.min(pictures - *number * chunk);
+            let parts = step.inputs.iter().zip(inputs).map(|(&tensor, &bytes)| {
+                let each = elements(tensor);
+                &bytes[*number * chunk * each..][..count * each]
+            });
+            let parts: Vec<&[u8]> = parts.collect();
+            let kept = workspaces.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let mut workspace = kept.unwrap_or_else(|| Workspace::new(plan, 1));
+            let result = plan.compute(step, &plan.kernels[id.0], &parts, out, workspace.scratches());
+            workspaces.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
+            result
+        };
+        match &self.pool {
+            Some(pool) => pool.install(|| jobs.par_iter_mut().with_max_len(1).try_for_each(work))?,
+            None => jobs.iter_mut().try_for_each(work)?,
+        }
+        Ok(out)
     }
 
     /// The instruction set in use.
@@ -258,19 +296,12 @@ impl Processor for Simulator {
     }
 
     fn update(&mut self, deltas: &[TensorDelta]) -> Result<(), ProcessorError> {
-        let (program, touched) = update::apply(&self.plan.program, deltas)?;
         let plan = Arc::make_mut(&mut self.plan);
-        let mut kernels = Vec::with_capacity(touched.len());
-        for &position in &touched {
-            let step = &program.steps()[position];
-            let kernel = StepKernel::new(plan.isa, &program, step)
+        for position in update::apply(&mut plan.program, deltas)? {
+            let step = &plan.program.steps()[position];
+            plan.kernels[position] = StepKernel::new(plan.isa, &plan.program, step)
                 .map_err(|error| failure(format_args!("step '{}': {error}", step.name)))?;
-            kernels.push((position, kernel));
         }
-        for (position, kernel) in kernels {
-            plan.kernels[position] = kernel;
-        }
-        plan.program = program;
         Ok(())
     }
 
@@ -286,20 +317,8 @@ impl Processor for Simulator {
 
     fn forward(&mut self, request: &Request<'_>) -> Result<Trace, ProcessorError> {
         let pictures = request.batch.pictures.len();
-        let each = self.plan.program.tensor(self.plan.program.input()).elements();
-        if pictures.checked_mul(each) != Some(request.batch.input.len()) {
-            return Err(ProcessorError::InputLength { bytes: request.batch.input.len(), pictures, each });
-        }
-        let seen;
-        let request = if request.views.iter().all(|view| view.is_identity()) {
-            request
-        } else if request.views.len() == pictures {
-            let tensor = self.plan.program.tensor(self.plan.program.input());
-            seen = View::apply_all(request.views, tensor, request.batch.input);
-            &Request { batch: Batch { input: &seen, ..request.batch }, views: &[], ..*request }
-        } else {
-            return Err(failure(format_args!("{} views for {pictures} pictures", request.views.len())));
-        };
+        let seen = request.seen(&self.plan.program)?;
+        let request = &Request { batch: Batch { input: &seen, ..request.batch }, views: &[], ..*request };
         let mut trace = Trace::default();
         let bytes = |tensor: TensorId| vec![0; self.plan.program.tensor(tensor).elements() * pictures];
         for &tensor in request.wanted {

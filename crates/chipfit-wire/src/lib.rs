@@ -4,3 +4,13 @@
 //! of both ends. No sockets, no clocks, no threads: callers bring them. Untrusted bytes never size an allocation and never
 //! panic. Every byte is described in `docs/protocol.md`.
 #![forbid(unsafe_code)]
+
+pub mod entropy;
+pub mod format;
+pub mod frame;
+pub mod increment;
+pub mod message;
+pub mod session;
+
+#[cfg(test)]
+mod testing;

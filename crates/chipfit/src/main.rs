@@ -18,6 +18,7 @@ mod inject;
 mod inspect;
 mod options;
 mod picture;
+mod pki;
 mod processor_options;
 mod proof;
 mod quantize;
@@ -55,6 +56,7 @@ enum Command {
     Compare(compare::Arguments),
     Evaluate(Box<evaluate::Arguments>),
     Quantize(Box<quantize::Arguments>),
+    Pki(pki::Arguments),
     Report(report_page::Arguments),
     Zoo(zoo::Arguments),
 }
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Command::Compare(a) => (a.json, compare::run(&a)),
         Command::Evaluate(a) => (a.json, evaluate::run(&a)),
         Command::Quantize(a) => (a.json, quantize::run(&a)),
+        Command::Pki(a) => (false, pki::run(&a)),
         Command::Report(a) => (a.json, report_page::run(&a)),
         Command::Zoo(a) => (false, zoo::run(&a)),
     };

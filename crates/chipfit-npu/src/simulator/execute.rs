@@ -84,6 +84,11 @@ impl Workspace {
         Self { buffers, scratches, strikes: Vec::new(), probes: Probes::default() }
     }
 
+    /// Scratch memory of the kernels, one per thread.
+    pub(crate) fn scratches(&mut self) -> &mut [Scratch] {
+        &mut self.scratches
+    }
+
     /// Bytes it holds now.
     pub(crate) fn bytes(&self) -> usize {
         let strikes: usize =

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::faults::{DrawKey, Listed, Site, Strike, StrikeSource};
-use crate::processor::Batch;
+use crate::processor::{Batch, View};
 use crate::program::StepId;
 use crate::protection::Vote;
 use crate::testing::{self, Numbers};
@@ -153,6 +153,52 @@ proptest! {
     }
 
     #[test]
+    fn a_step_is_predicted_from_what_was_before_it(seed: u64, threads in 1usize..3, struck: u8) {
+        let program = testing::graphs::graph(seed);
+        let pictures: Vec<u64> = (0..5).collect();
+        let input: Vec<u8> = pictures.iter().flat_map(|&at| testing::picture(&program, seed ^ at)).collect();
+        let options = SimulatorOptions { threads, chunk: Some(2), ..Default::default() };
+        let mut simulator = Simulator::new(program.clone(), options).unwrap();
+        let wanted: Vec<TensorId> = (0..program.tensors().len()).map(TensorId).collect();
+        let request = Request { batch: Batch { pictures: &pictures, input: &input }, trial: 0, views: &[], wanted: &wanted };
+        let trace = simulator.forward(&request).unwrap();
+        for (position, step) in program.steps().iter().enumerate() {
+            let mut inputs: Vec<Vec<u8>> = step.inputs.iter().map(|id| trace.tensors[id].clone()).collect();
+            let views: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
+            prop_assert_eq!(&simulator.predict(StepId(position), 5, &views).unwrap(), &trace.tensors[&step.output]);
+            // Another input of the fourth picture changes no other picture's bytes.
+            for input in &mut inputs {
+                let each = input.len() / 5;
+                input[3 * each..4 * each].iter_mut().for_each(|byte| *byte ^= struck);
+            }
+            let views: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
+            let changed = simulator.predict(StepId(position), 5, &views).unwrap();
+            let each = program.tensor(step.output).elements();
+            prop_assert_eq!(&changed[..3 * each], &trace.tensors[&step.output][..3 * each]);
+            prop_assert_eq!(&changed[4 * each..], &trace.tensors[&step.output][4 * each..]);
+            let parts: Vec<&[u8]> = inputs.iter().map(|input| &input[3 * (input.len() / 5)..4 * (input.len() / 5)]).collect();
+            let one = simulator.predict(StepId(position), 1, &parts).unwrap();
+            prop_assert_eq!(&changed[3 * each..4 * each], one.as_slice());
+        }
+    }
+
+    #[test]
+    fn views_are_other_pictures(seed: u64, flip: bool, down in -2i8..3, right in -2i8..3) {
+        let program = testing::program(seed);
+        let input: Vec<u8> = (0..2).flat_map(|at| testing::picture(&program, seed ^ at)).collect();
+        let views = [View::default(), View { flip, down, right }];
+        let seen = View::apply_all(&views, program.tensor(program.input()), &input);
+        let source = Arc::new(Scattered { program: program.clone(), machine: Machine::default(), seed, most: 9 });
+        let mut simulator = Simulator::new(program, SimulatorOptions::default()).unwrap().with_faults(source, seed);
+        let request = Request { batch: Batch { pictures: &[3, 8], input: &input }, trial: 2, views: &views, wanted: &[] };
+        let plain = Request { batch: Batch { input: &seen, ..request.batch }, views: &[], ..request };
+        let expected = simulator.forward(&plain).unwrap();
+        prop_assert_eq!(simulator.forward(&request).unwrap(), expected);
+        let short = Request { views: &views[..1], ..request };
+        prop_assert!(simulator.forward(&short).is_err());
+    }
+
+    #[test]
     fn updates_are_new_constants(seed: u64) {
         let mut program = testing::program(seed);
         let input = testing::picture(&program, seed);
@@ -263,4 +309,28 @@ fn a_wrong_length_is_refused() {
     let mut simulator = Simulator::new(program, SimulatorOptions::default()).unwrap();
     let request = Request { batch: Batch { pictures: &[0, 1], input: &[0] }, trial: 0, views: &[], wanted: &[] };
     assert!(matches!(simulator.forward(&request), Err(ProcessorError::InputLength { bytes: 1, pictures: 2, .. })));
+}
+
+#[test]
+fn another_program_of_the_same_structure_is_taken() {
+    let program = testing::program(4);
+    let input = testing::picture(&program, 4);
+    let mut other = program.clone();
+    for tensor in &mut other.tensors {
+        tensor.scale *= 1.5;
+    }
+    for step in &mut other.steps {
+        if let Op::Linear(linear) = &mut step.op {
+            linear.weights.iter_mut().for_each(|weight| *weight = weight.wrapping_add(3));
+        }
+    }
+    let request = Request { batch: Batch { pictures: &[0], input: &input }, trial: 0, views: &[], wanted: &[] };
+    let expected = Simulator::new(other.clone(), SimulatorOptions::default()).unwrap().forward(&request).unwrap();
+    let mut simulator = Simulator::new(program.clone(), SimulatorOptions::default()).unwrap();
+    simulator.replace(other.clone()).unwrap();
+    assert_eq!(simulator.forward(&request).unwrap(), expected);
+    assert_eq!(simulator.program(), &other);
+    let error = simulator.replace(testing::program(5)).unwrap_err().to_string();
+    assert!(error.contains("another structure"), "{error}");
+    assert_eq!(simulator.program(), &other);
 }

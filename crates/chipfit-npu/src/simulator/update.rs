@@ -1,45 +1,76 @@
 //! Changes of a program's constants, all or none.
 
-use std::collections::BTreeSet;
-
 use crate::processor::{ProcessorError, TensorDelta};
-use crate::program::{Op, Program};
+use crate::program::{Linear, Op, Program};
 
-/// The program after the changes, and the positions of the steps whose constants changed.
+/// Which constant of a step a name means.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Constant {
+    Weights,
+    Bias,
+}
+
+fn constant(linear: &Linear, name: &str) -> Option<Constant> {
+    if linear.weights_name == name {
+        Some(Constant::Weights)
+    } else if linear.bias_name.as_deref() == Some(name) {
+        Some(Constant::Bias)
+    } else {
+        None
+    }
+}
+
+/// Changes `program` and returns the positions of the steps whose constants changed, ascending.
 ///
 /// # Errors
 /// [`ProcessorError::Update`] for a name that no linear step has, a position outside the constant, or a weight that is
-/// no int8.
-pub(crate) fn apply(program: &Program, deltas: &[TensorDelta]) -> Result<(Program, Vec<usize>), ProcessorError> {
-    let mut changed = program.clone();
-    let mut touched = BTreeSet::new();
+/// no int8. Nothing has changed then.
+pub(crate) fn apply(program: &mut Program, deltas: &[TensorDelta]) -> Result<Vec<usize>, ProcessorError> {
+    let mut touched = Vec::new();
     for delta in deltas {
-        let refuse = |what: String| ProcessorError::Update { name: delta.name.clone(), what };
-        let mut is_known = false;
-        for (position, step) in changed.steps.iter_mut().enumerate() {
-            let Op::Linear(linear) = &mut step.op else { continue };
-            if linear.weights_name == delta.name {
-                for &(at, value) in &delta.changes {
-                    let length = linear.weights.len();
-                    let weight = i8::try_from(value).map_err(|_| refuse(format!("{value} is no int8")))?;
-                    let place = usize::try_from(at).ok().and_then(|at| linear.weights.get_mut(at));
-                    *place.ok_or_else(|| refuse(format!("position {at} is outside its {length} weights")))? = weight;
-                }
-            } else if linear.bias_name.as_deref() == Some(delta.name.as_str()) {
-                for &(at, value) in &delta.changes {
-                    let length = linear.bias.len();
-                    let place = usize::try_from(at).ok().and_then(|at| linear.bias.get_mut(at));
-                    *place.ok_or_else(|| refuse(format!("position {at} is outside its {length} values")))? = value;
-                }
-            } else {
-                continue;
+        let known = touched.len();
+        for (position, step) in program.steps.iter().enumerate() {
+            let Op::Linear(linear) = &step.op else { continue };
+            if let Some(constant) = constant(linear, &delta.name) {
+                check(linear, constant, delta)?;
+                touched.push(position);
             }
-            is_known = true;
-            touched.insert(position);
         }
-        if !is_known {
-            return Err(refuse("no step of the program has a constant of this name".to_owned()));
+        if touched.len() == known {
+            let what = "no step of the program has a constant of this name".to_owned();
+            return Err(ProcessorError::Update { name: delta.name.clone(), what });
         }
     }
-    Ok((changed, touched.into_iter().collect()))
+    touched.sort_unstable();
+    touched.dedup();
+    for &position in &touched {
+        let Op::Linear(linear) = &mut program.steps[position].op else { continue };
+        for delta in deltas {
+            let changes = delta.changes.iter().map(|&(at, value)| (at as usize, value));
+            match constant(linear, &delta.name) {
+                Some(Constant::Weights) => changes.for_each(|(at, value)| linear.weights[at] = value as i8),
+                Some(Constant::Bias) => changes.for_each(|(at, value)| linear.bias[at] = value),
+                None => {}
+            }
+        }
+    }
+    Ok(touched)
+}
+
+/// Whether every change lies inside the constant and fits its type.
+fn check(linear: &Linear, constant: Constant, delta: &TensorDelta) -> Result<(), ProcessorError> {
+    let refuse = |what: String| Err(ProcessorError::Update { name: delta.name.clone(), what });
+    let length = match constant {
+        Constant::Weights => linear.weights.len(),
+        Constant::Bias => linear.bias.len(),
+    };
+    for &(at, value) in &delta.changes {
+        if usize::try_from(at).map_or(true, |at| at >= length) {
+            return refuse(format!("position {at} is outside its {length} values"));
+        }
+        if constant == Constant::Weights && i8::try_from(value).is_err() {
+            return refuse(format!("{value} is no int8"));
+        }
+    }
+    Ok(())
 }
