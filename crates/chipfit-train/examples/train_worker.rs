@@ -67,7 +67,8 @@ fn retrain(model: &Model, batch: usize, threads: usize) -> Result<Box<dyn FnMut(
             wanted: backward.wanted(),
         };
         let trace = simulator.forward(&request)?;
-        let rows = trace.output.chunks_exact(output.elements()).zip(output_gradient.chunks_exact_mut(output.elements()));
+        let rows =
+            trace.output.chunks_exact(output.elements()).zip(output_gradient.chunks_exact_mut(output.elements()));
         for (picture, (bytes, gradient)) in rows.enumerate() {
             let logits: Vec<f32> = bytes.iter().map(|&byte| output.real(byte)).collect();
             loss.picture(&logits, usize::from(noise(picture)) % logits.len(), None, 1.0 / batch as f32, gradient);
