@@ -3,7 +3,7 @@
 //! `retrain MODEL.onnx FAULTS.toml|none PICTURES LABELS TEST_PICTURES TEST_LABELS KEY=VALUE...`
 //!
 //! PICTURES holds pixels as bytes, one picture after another in the model's layout; LABELS one byte each. Keys are the
-//! fields of `chipfit_train::Config` as JSON values, and `threads`, `train` (pictures), `test` (pictures), `repeats`, `narrow` (share of the activations' ranges).
+//! fields of `chipfit_train::Config` as JSON values, and `threads`, `train` (pictures), `test` (pictures), `repeats`.
 
 use std::sync::Arc;
 
@@ -73,11 +73,9 @@ fn main() -> Result<(), Failure> {
     };
     let mut config = serde_json::to_value(Config::default())?;
     let (mut threads, mut most, mut most_test, mut repeats) = (1usize, usize::MAX, usize::MAX, 1u64);
-    let mut narrow = 1.0f32;
     for setting in settings {
         let (key, value) = setting.split_once('=').ok_or("KEY=VALUE expected")?;
         match key {
-            "narrow" => narrow = value.parse()?,
             "threads" => threads = value.parse()?,
             "train" => most = value.parse()?,
             "test" => most_test = value.parse()?,
@@ -87,8 +85,6 @@ fn main() -> Result<(), Failure> {
     }
     let config: Config = serde_json::from_value(config)?;
     let model = Model::open(std::path::Path::new(model), &chipfit_model::Limits::default())?;
-    let program = Program::lower(&model, &LowerOptions::default())?;
-    let model = chipfit_train::rescale::narrowed(&model, &program, narrow)?;
     let program = Program::lower(&model, &LowerOptions::default())?;
     let train = pictures(&program, train, train_labels, 0, most)?;
     let test = pictures(&program, test, test_labels, 1 << 32, most_test)?;

@@ -21,7 +21,7 @@ pub mod optimizer;
 pub mod parameters;
 pub mod pictures;
 pub mod protect;
-pub mod rescale;
+mod rescale;
 pub mod retrain;
 pub mod schedule;
 pub mod scratch;

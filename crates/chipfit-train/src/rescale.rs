@@ -6,7 +6,6 @@ use chipfit_model::{ConstTensor, DataType, Index, Model, Use};
 use chipfit_npu::{Op, Program, TensorDelta, export};
 
 use crate::error::TrainError;
-use crate::masters::Masters;
 use crate::parameters::{Kind, Parameter};
 
 /// No scale is below this: 2^-60.
@@ -137,61 +136,4 @@ fn scale_initializer(model: &Model, name: &str) -> Result<(String, usize), Train
     let constant = index.constant_tensor(0, scale).map_err(|error| wrong(&error.to_string()))?;
     let length = constant.ok_or_else(|| wrong("its scale is no constant"))?.len();
     Ok((scale.clone(), length))
-}
-
-/// The model with the ranges of its activations narrowed to `share` of what they were: every activation's scale times
-/// `share`, the input's and the output's excepted; biases follow. What lay beyond the new ends is clipped; an error that
-/// drives a value to an end does the less harm the nearer the ends are.
-///
-/// # Errors
-/// [`TrainError::Config`] for a share that is not above 0 and at most 1, [`TrainError::Export`] when the model lacks a
-/// scale or shares it with its input or output, [`TrainError::Lower`], [`TrainError::Processor`].
-pub fn narrowed(model: &Model, program: &Program, share: f32) -> Result<Model, TrainError> {
-    if !(share > 0.0 && share <= 1.0) {
-        return Err(TrainError::config("narrow", "it must be above 0 and at most 1"));
-    }
-    let ends = [program.input(), program.output()].map(|id| activation_scale(model, &program.tensor(id).name));
-    let mut narrower = BTreeMap::new();
-    for tensor in program.tensors().iter().filter(|tensor| !tensor.is_internal()) {
-        match activation_scale(model, &tensor.name) {
-            Some(name) if !ends.contains(&Some(name.clone())) => {
-                narrower.insert(name, tensor.scale * share);
-            }
-            _ => {}
-        }
-    }
-    let mut new = model.clone();
-    for (name, scale) in &narrower {
-        let wrong = |what: &str| TrainError::Export { name: name.clone(), what: what.to_owned() };
-        let position = model.graph().initializer.iter().position(|tensor| tensor.name.as_deref() == Some(name));
-        let position = position.ok_or_else(|| wrong("the model has no such initializer"))?;
-        let old = model.tensor(&model.graph().initializer[position]).map_err(|error| wrong(&error.to_string()))?;
-        let tensor = ConstTensor::from_f32(old.dims().to_vec(), &[*scale]).filter(|_| old.dtype() == DataType::Float);
-        let tensor = tensor.ok_or_else(|| wrong("it is not one float"))?;
-        new.proto.graph.get_or_insert_default().initializer[position] = tensor.to_proto(name);
-    }
-    let masters = Masters::from_program(program)?;
-    let list = masters.parameters();
-    // A bias counts in steps of x_scale * w_scale.
-    let bias_scales = |parameter: &Parameter| -> Option<Vec<f32>> {
-        let step = program.steps().get(parameter.steps.first()?.0)?;
-        let Op::Linear(linear) = &step.op else { return None };
-        let input = *narrower.get(&activation_scale(model, &program.tensor(step.inputs[0]).name)?)?;
-        Some(linear.weight_scales.iter().map(|scale| input * scale).collect())
-    };
-    let scales: Vec<Vec<f32>> = list
-        .iter()
-        .map(|parameter| {
-            let new = if parameter.kind == Kind::Bias { bias_scales(parameter) } else { None };
-            new.unwrap_or_else(|| parameter.scales.clone())
-        })
-        .collect();
-    with_scales(&new, program, list, &scales, masters.values())
-}
-
-/// The initializer with the scale of an activation: that of the QuantizeLinear that writes it.
-fn activation_scale(model: &Model, tensor: &str) -> Option<String> {
-    let writes = |node: &&chipfit_model::proto::NodeProto| node.output.iter().any(|output| output == tensor);
-    let node = model.graph().node.iter().find(writes)?;
-    (node.op_type.as_deref() == Some("QuantizeLinear")).then(|| node.input.get(1).cloned())?
 }

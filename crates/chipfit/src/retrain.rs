@@ -184,7 +184,6 @@ fn open_sets(arguments: &Arguments, model: &Model, program: &Program, config: Co
         }
         .to_owned(),
         config,
-        narrow: arguments.training.narrow,
         pictures: [sets.training.len(), sets.validation.as_ref().map_or(0, Quantised::len), sets.test.len()],
         draws: arguments.test_draws,
         reference: arguments.reference,
@@ -245,7 +244,7 @@ impl Job<'_> {
         if self.measured.contains_key("reference_faulty") && self.measured.contains_key("reference_fault_free") {
             return Ok(());
         }
-        let outcome = self.train(bench, "reference", self.model)?;
+        let outcome = self.train(bench, "reference")?;
         let model = outcome.outcome.model.context("the trainer returned no model")?;
         self.measure(bench, "reference_fault_free")?;
         bench.load(&model)?;
@@ -256,19 +255,16 @@ impl Job<'_> {
 
     /// On the processor, with its errors.
     fn retrain(&mut self, bench: &mut Bench) -> Result<Ending> {
-        let share = self.arguments.training.narrow;
-        if share == 1.0 {
-            return self.train(bench, "retrained", self.model);
-        }
-        let narrowed = chipfit_train::rescale::narrowed(self.model, bench.twin().program(), share)?;
-        bench.load(&narrowed)?;
-        self.train(bench, "retrained", &narrowed)
+        self.train(bench, "retrained")
     }
 
     /// One run of the trainer; `reference` is made on the twin.
-    fn train(&mut self, bench: &mut Bench, name: &'static str, model: &Model) -> Result<Ending> {
+    fn train(&mut self, bench: &mut Bench, name: &'static str) -> Result<Ending> {
         let is_reference = name == "reference";
-        let config = &self.folder.manifest.config;
+        // What retraining alone does is measured on the ranges as they came.
+        let full = &self.folder.manifest.config;
+        let plain = Config { narrow: None, ..full.clone() };
+        let config = if is_reference { &plain } else { full };
         let teacher = match self.arguments.training.has_teacher() {
             true => Some(self.teacher(bench)?),
             false => None,
@@ -276,7 +272,7 @@ impl Job<'_> {
         let checkpoint = self.folder.file(&format!("{name}.checkpoint"));
         let job = Retraining {
             config,
-            model: Some(model),
+            model: Some(self.model),
             training: &self.sets.training,
             validation: self.sets.validation.as_ref().map(|pictures| pictures as &dyn Pictures),
             teacher: teacher.as_deref(),

@@ -42,8 +42,6 @@ pub(crate) struct Manifest {
     /// What executes: `simulator`, `onnxruntime`, or `devices`; their addresses may change between sessions.
     pub(crate) processor: String,
     pub(crate) config: Config,
-    /// Share of their ranges that activations keep.
-    pub(crate) narrow: f32,
     /// Pictures to train on, to validate with, to test on.
     pub(crate) pictures: [usize; 3],
     pub(crate) draws: u32,
