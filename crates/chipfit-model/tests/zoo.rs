@@ -221,9 +221,14 @@ fn transposed_convolutions_have_the_documented_sizes() {
 /// TensorFlow's SAME puts the odd pad at the end: a shift by one that no shape would show.
 #[test]
 fn tensorflow_networks_pad_the_end_more() {
-    for (name, strided) in
-        [("fst", 2), ("resnet8", 2), ("squeezenet1.1", 1), ("efficientnet-lite0", 5), ("mobilenet-0.25", 5)]
-    {
+    for (name, strided) in [
+        ("fst", 2),
+        ("resnet8", 2),
+        ("squeezenet1.1", 1),
+        ("efficientnet-lite0", 5),
+        ("mobilenet-0.25", 5),
+        ("mobilenet-fashion", 2),
+    ] {
         let model = build(name);
         let mut found = 0;
         for node in model.graph().node.iter().filter(|n| is_op(n, "Conv")) {
@@ -250,6 +255,8 @@ fn classifiers_cost_what_is_known_of_them() {
         ("resnet18-imagenet", 1_814_073_344),
         ("squeezenet1.1", 349_537_280),
         ("lenet5", 416_520),
+        // 28*28*9*16 + 14*14*(9*16 + 16*32 + 9*32 + 32*64) + 7*7*(9*64 + 64*128 + 9*128 + 128*128) + 1280.
+        ("mobilenet-fashion", 1_989_504),
     ] {
         assert_eq!(macs(&build(name), |_| true).0, want, "{name}");
     }

@@ -21,9 +21,11 @@ pub mod observe;
 pub mod optimizer;
 pub mod parameters;
 pub mod pictures;
+pub mod protect;
 mod rescale;
 pub mod retrain;
 pub mod schedule;
+pub mod scratch;
 pub mod state;
 
 pub use backward::{Backward, Gradients};

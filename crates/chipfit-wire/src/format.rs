@@ -169,6 +169,11 @@ impl Writer {
         Self { kept: Some(Vec::new()), ..Self::default() }
     }
 
+    /// Keeps what is written, in room for `bytes` bytes that were counted before.
+    pub fn with_capacity(bytes: u64) -> Self {
+        Self { kept: Some(Vec::with_capacity(usize::try_from(bytes).unwrap_or(0))), ..Self::default() }
+    }
+
     /// Only counts.
     pub fn counting() -> Self {
         Self::default()

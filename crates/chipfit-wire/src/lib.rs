@@ -5,6 +5,7 @@
 //! panic. Every byte is described in `docs/protocol.md`.
 #![forbid(unsafe_code)]
 
+pub mod activation;
 pub mod entropy;
 pub mod format;
 pub mod frame;

@@ -344,7 +344,9 @@ messages! {
 impl Message {
     /// The body's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer::new();
+        let mut counter = Writer::counting();
+        self.write(&mut counter);
+        let mut writer = Writer::with_capacity(counter.length());
         self.write(&mut writer);
         writer.into_bytes()
     }

@@ -44,7 +44,7 @@ pub struct TrainerConfig {
     pub heartbeat_ms: u32,
     /// A link that is silent this long is dead. At least twice the heartbeat.
     pub silence_ms: u64,
-    /// A request that is not answered this long, heartbeats or not, has failed.
+    /// A request has failed when for so long neither it nor its answer has moved, heartbeats or not.
     pub answer_ms: u64,
     /// Failures of one command on the device (hang, crash, wrong hash) before it is given up.
     pub retries: u32,
@@ -125,8 +125,10 @@ pub enum LinkEvent {
     Connected,
     /// The connection is gone, whoever ended it. Not needed after [`LinkAction::Close`].
     Disconnected,
-    /// Bytes came that completed no message: the peer lives.
+    /// Bytes came that completed no message: the peer lives, and what it says is under way.
     Alive,
+    /// Bytes of a message have left that took more than one write: what is said is under way.
+    Sent,
     /// A message came.
     Message(Message),
     /// What came is no message. The shell feeds nothing more from this link.

@@ -24,6 +24,7 @@ mod proof;
 mod quantize;
 mod report;
 mod report_page;
+mod retrain;
 mod rewrite;
 #[cfg(feature = "sabotage")]
 mod sabotage;
@@ -58,6 +59,7 @@ enum Command {
     Quantize(Box<quantize::Arguments>),
     Pki(pki::Arguments),
     Report(report_page::Arguments),
+    Retrain(Box<retrain::Arguments>),
     Zoo(zoo::Arguments),
 }
 
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Command::Quantize(a) => (a.json, quantize::run(&a)),
         Command::Pki(a) => (false, pki::run(&a)),
         Command::Report(a) => (a.json, report_page::run(&a)),
+        Command::Retrain(a) => (a.json, retrain::run(&a)),
         Command::Zoo(a) => (false, zoo::run(&a)),
     };
     match result {

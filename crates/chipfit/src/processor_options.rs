@@ -163,6 +163,16 @@ impl ProcessorFlags {
         SimulatorOptions { isa: self.isa, threads: self.threads(), machine, ..SimulatorOptions::default() }
     }
 
+    /// The installed ONNX Runtime.
+    pub(crate) fn onnxruntime(&self) -> Result<OnnxRuntime> {
+        let places = match &self.onnxruntime {
+            Some(library) => Places { library: Some(library.clone()), ..Places::from_environment() },
+            None => Places::from_environment(),
+        };
+        let options = SessionOptions { threads: self.threads(), ..SessionOptions::default() };
+        Ok(OnnxRuntime::find(&places)?.with_options(options))
+    }
+
     /// The processor, loaded with the model.
     pub(crate) fn open(
         &self,
@@ -186,13 +196,8 @@ impl ProcessorFlags {
                         "--faults and --tmr are for the simulated processor; ONNX Runtime makes no errors",
                     ));
                 }
-                let places = match &self.onnxruntime {
-                    Some(library) => Places { library: Some(library.clone()), ..Places::from_environment() },
-                    None => Places::from_environment(),
-                };
                 let model = options::open(path)?;
-                let runtime = OnnxRuntime::find(&places)?
-                    .with_options(SessionOptions { threads: self.threads(), ..SessionOptions::default() });
+                let runtime = self.onnxruntime()?;
                 Ok(Box::new(OnnxRuntimeProcessor::new(&model, program, runtime)?))
             }
         }

@@ -21,15 +21,15 @@ use clap::Args;
 
 use crate::failure::usage;
 use crate::inject::{command_line, summary_of};
-use crate::terminal;
+use crate::{retrain, terminal};
 
 /// Bars of the most vulnerable channels and of the places of masking.
 const WORST: usize = 30;
 
-/// Make one HTML page of a campaign's results.
+/// Make one HTML page of the results of a campaign or a retraining run.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// The run folder of a finished campaign
+    /// The run folder of a finished campaign or retraining run
     run: PathBuf,
     /// The page to write; never overwritten without --force
     #[arg(short, long, value_name = "FILE")]
@@ -48,9 +48,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if output.exists() && !arguments.force {
         return Err(usage(format!("-o '{}' exists; it is only replaced with --force", output.display())));
     }
-    let folder = RunFolder::open(&arguments.run)?;
-    let summary = summary_of(&folder)?;
-    let html = page(&folder, &summary).to_html()?;
+    let html = if retrain::folder::Folder::is_one(&arguments.run) {
+        retrain::report(&arguments.run)?.to_html()?
+    } else {
+        let folder = RunFolder::open(&arguments.run)?;
+        let summary = summary_of(&folder)?;
+        page(&folder, &summary).to_html()?
+    };
     write_atomically(output, html.as_bytes()).with_context(|| format!("cannot write '{}'", output.display()))?;
     if arguments.json {
         let document = serde_json::json!({ "output": output.display().to_string(), "bytes": html.len() });

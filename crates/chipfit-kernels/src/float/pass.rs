@@ -15,8 +15,9 @@ use super::scratch::{FloatScratch, Floats, Pixel};
 use super::source::Layout;
 use crate::geometry::ConvGeometry;
 
-/// Numbers of a chunk's source and target together.
-const CHUNK: usize = 128 << 10;
+/// Numbers of a chunk's source and target together: at least, and at most, where a chunk has to pay for the weights'
+/// way from the third-level cache.
+const CHUNK: [usize; 2] = [128 << 10, 256 << 10];
 /// Numbers of a piece of a panel's weights.
 const PIECE: usize = 8 << 10;
 
@@ -228,28 +229,33 @@ impl Pass {
         let picture = height * width * channels;
         let steps = self.rows.count();
         let of_rows = |rows: usize| self.layout.elements(1, self.rows.sources(0..rows).1) + rows * picture / steps;
-        let pictures_at_once = (CHUNK / of_rows(steps).max(1)).max(1);
-        let rows_at_once = if of_rows(steps) <= CHUNK { steps } else { (CHUNK / of_rows(1).max(1)).max(1) };
+        let most = (self.weights.as_slice().len() / 8).clamp(CHUNK[0], CHUNK[1]);
+        let pictures_at_once = (most / of_rows(steps).max(1)).max(1);
+        let rows_at_once = if of_rows(steps) <= most { steps } else { (most / of_rows(1).max(1)).max(1) };
         for chunk in even_parts(call.pictures, pictures_at_once) {
             for rows in even_parts(steps, rows_at_once) {
                 let source = self.layout.source(copy, &self.rows, call.source, chunk.clone(), rows.clone());
                 let target = &mut call.target[chunk.start * picture..chunk.end * picture];
+                if self.areas.iter().any(|area| area.links == 0) {
+                    let lines = rows.start * self.rows.parts[0].step..(rows.end * self.rows.parts[0].step).min(height);
+                    for target in target.chunks_exact_mut(picture) {
+                        target[lines.start * width * channels..lines.end * width * channels].fill(0.0);
+                    }
+                }
                 for area in &self.areas {
                     let (row_part, column_part) = (&self.rows.parts[area.row], &self.columns.parts[area.column]);
                     let places = Places {
                         rows: row_part,
                         columns: column_part,
-                        row_range: rows.start..rows.end.min(row_part.count),
+                        row_range: rows.start.min(row_part.count)..rows.end.min(row_part.count),
                         source: [source.picture_pitch, self.layout.pitch, self.layout.map[2]],
                         target: [picture, width * channels, channels],
                     };
-                    pixels.clear();
-                    pixels.extend(places.all(chunk.len()));
                     if area.links == 0 {
-                        for pixel in &*pixels {
-                            target[pixel.target..][..channels].fill(0.0);
-                        }
-                    } else if self.is_depthwise() {
+                        continue;
+                    }
+                    places.collect(chunk.len(), pixels);
+                    if self.is_depthwise() {
                         self.depth_area(area, source.values, pixels, bias, target);
                     } else {
                         self.area_of_chunk(area, source.values, pixels, bias, target);
@@ -334,21 +340,26 @@ struct Places<'a> {
 }
 
 impl Places<'_> {
-    fn all(&self, pictures: usize) -> impl Iterator<Item = Pixel> {
-        let rows = self.row_range.clone();
-        (0..pictures).flat_map(move |picture| {
-            rows.clone()
-                .flat_map(move |row| (0..self.columns.count).map(move |column| self.pixel([picture, row, column])))
-        })
-    }
-
-    fn pixel(&self, [picture, row, column]: [usize; 3]) -> Pixel {
+    /// Every pixel of so many pictures, in order.
+    fn collect(&self, pictures: usize, pixels: &mut Vec<Pixel>) {
         let (rows, columns) = (self.rows, self.columns);
-        let source_row = (row - self.row_range.start) * rows.source_step;
-        let places = [picture, rows.first + row * rows.step, columns.first + column * columns.step];
-        let sources = [picture, source_row, column * columns.source_step];
-        let dot = |a: [usize; 3], b: [usize; 3]| a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
-        Pixel { source: dot(sources, self.source), target: dot(places, self.target) }
+        let n_rows = self.row_range.len();
+        pixels.resize(pictures * n_rows * columns.count, Pixel::default());
+        let source_step = columns.source_step * self.source[2];
+        let target_step = columns.step * self.target[2];
+        for (index, line) in pixels.chunks_exact_mut(columns.count).enumerate() {
+            let (picture, row) = (index / n_rows, index % n_rows);
+            let target_row = rows.first + (self.row_range.start + row) * rows.step;
+            let mut at = Pixel {
+                source: picture * self.source[0] + row * rows.source_step * self.source[1],
+                target: picture * self.target[0] + target_row * self.target[1] + columns.first * self.target[2],
+            };
+            for pixel in line {
+                *pixel = at;
+                at.source += source_step;
+                at.target += target_step;
+            }
+        }
     }
 }
 

@@ -14,6 +14,12 @@ use crate::geometry::ConvGeometry;
 /// Pixels over which sums stay in registers.
 const PIXELS: usize = 256;
 
+/// From this distance of pixels on, what a tile reads of them is gathered first: a power of two apart, few of them fit
+/// the first-level cache.
+const FAR: usize = 256;
+/// It pays from so many uses on.
+const USES: usize = 12;
+
 /// How the weight gradient is computed.
 #[derive(Clone, Debug)]
 pub(super) struct Sums {
@@ -46,8 +52,11 @@ impl Sums {
     pub(super) fn new(loops: Loops, geometry: &ConvGeometry, output: [usize; 2]) -> Self {
         let g = geometry;
         let [rows, columns] = [Axis::forward(g, 0, output[0]), Axis::forward(g, 1, output[1])];
-        let layout = Layout::new([g.input[0], g.input[1], g.in_channels], &rows, &columns, true);
         let [group_in, group_out] = [g.in_channels / g.groups, g.out_channels / g.groups];
+        // A copy is aligned and has room behind it. Where the stride skips most of it, the map is read where it is, if
+        // no vector reaches beyond a run.
+        let copied = g.stride == [1; 2] || group_in % loops.lanes != 0;
+        let layout = Layout::new([g.input[0], g.input[1], g.in_channels], &rows, &columns, copied);
         let mut runs: Vec<Run> = Vec::new();
         for row in &rows.parts[0].taps {
             for column in &columns.parts[0].taps {
@@ -105,7 +114,7 @@ impl Sums {
         gradient: &[f32],
         sums: &mut [f32],
     ) {
-        let FloatScratch { source: copy, vectors, sums: held, .. } = scratch;
+        let FloatScratch { source: copy, vectors, scalars, sums: held, .. } = scratch;
         let [rows, columns] = self.output;
         let channels = self.groups * self.group_out;
         let picture = rows * columns * channels;
@@ -123,7 +132,9 @@ impl Sums {
                 let gradient = &gradient[chunk.start * picture + part.start * columns * channels..];
                 let gradient = Gradient { values: gradient, pitches: [picture, columns * channels, channels] };
                 match &self.lanes {
-                    Lanes::Kernel(panels) => self.by_kernel(panels, counts, &source, &gradient, sums),
+                    Lanes::Kernel(panels) => {
+                        self.by_kernel(panels, counts, &source, &gradient, sums, [&mut *vectors, &mut *scalars]);
+                    }
                     Lanes::Output(panels) => {
                         let filled = gradient.filled(vectors, self, counts);
                         self.by_output(panels, counts, &source, &filled, held.as_mut_slice());
@@ -181,28 +192,65 @@ impl Sums {
         source: &Source<'_>,
         gradient: &Gradient<'_>,
         sums: &mut [f32],
+        [vectors, scalars]: [&mut Floats; 2],
     ) {
+        let lanes = self.loops.lanes;
+        let pixels = counts.iter().product::<usize>();
+        // Gathering costs as much as few uses.
+        let n_panels: usize = panels.iter().map(Vec::len).sum();
+        let gathers_gradient = gradient.pitches[2] >= FAR && n_panels >= USES && pixels >= PIXELS / 4;
+        let source_pitches = self.source_pitches(source);
         for group in 0..self.groups {
             let mut product = 0;
+            let channels = &gradient.values[group * self.group_out..];
+            // For tiles of so many channels the gradients lie gathered.
+            let mut gathered = 0;
             for (run, panels) in self.runs.iter().zip(panels) {
                 for panel in panels {
-                    let first = panel.first * self.loops.lanes;
-                    for tile in even_parts(self.group_out, self.loops.tiles[panel.vectors - 1]) {
+                    let most = self.loops.tiles[panel.vectors - 1];
+                    let first = panel.first * lanes;
+                    let from = &source.values[group * self.group_in + run.offset + first..];
+                    let n_tiles = self.group_out.div_ceil(most);
+                    let gathers_source = source_pitches[2] >= FAR && n_tiles >= USES && pixels >= PIXELS / 4;
+                    let (from, vector_pitches) = if gathers_source {
+                        let width = panel.vectors * lanes;
+                        gather(vectors.room(pixels * width), from, counts, source_pitches, width);
+                        (vectors.as_slice(), [counts[1] * counts[2] * width, counts[2] * width, width])
+                    } else {
+                        (from, source_pitches)
+                    };
+                    if gathers_gradient && gathered != most {
+                        gathered = most;
+                        let room = scalars.room(pixels * self.group_out);
+                        for tile in even_parts(self.group_out, most) {
+                            let to = &mut room[tile.start * pixels..tile.end * pixels];
+                            gather(to, &channels[tile.start..], counts, gradient.pitches, tile.len());
+                        }
+                    }
+                    for tile in even_parts(self.group_out, most) {
+                        let width = tile.len();
+                        let (numbers, scalar_pitches) = if gathers_gradient {
+                            let numbers = &scalars.as_slice()[tile.start * pixels..];
+                            (numbers, [counts[1] * counts[2] * width, counts[2] * width, width])
+                        } else {
+                            (&channels[tile.start..], gradient.pitches)
+                        };
                         let channel = group * self.group_out + tile.start;
-                        let kernel = (self.loops.sweep)(tile.len(), panel.vectors);
+                        let kernel = (self.loops.sweep)(width, panel.vectors);
                         let job = Sweep {
-                            vectors: source.values[group * self.group_in + run.offset + first..].as_ptr(),
-                            scalars: gradient.values[channel..].as_ptr(),
+                            vectors: from.as_ptr(),
+                            scalars: numbers.as_ptr(),
                             counts,
-                            vector_pitches: self.source_pitches(source),
-                            scalar_pitches: gradient.pitches,
+                            vector_pitches,
+                            scalar_pitches,
                             target: sums[channel * self.products + product + first..].as_mut_ptr(),
                             target_pitch: self.products,
                             lanes: panel.channels,
                         };
-                        // SAFETY: the loops are of an available instruction set. The copied source has every pixel's
-                        // run, and room behind it for the lanes that a panel does not fill; the gradient has every
-                        // pixel's channels; the sums of these channels and this run lie at the pitch of a channel.
+                        // SAFETY: the loops are of an available instruction set. The source has every pixel's run, and
+                        // where runs do not fill vectors it is a copy with room behind it; the gradient has every
+                        // pixel's channels; so have both when gathered. The sums of these channels and this run lie at
+                        // the pitch of a channel.
                         unsafe { kernel(&job) };
                     }
                 }
@@ -238,7 +286,7 @@ impl Sums {
                             lanes: panel.vectors * self.loops.lanes,
                         };
                         // SAFETY: the loops are of an available instruction set. Gradients of a group and transposed
-                        // sums are filled up to whole vectors; the copied source has every pixel's run.
+                        // sums are filled up to whole vectors; the source has every pixel's run.
                         unsafe { kernel(&job) };
                     }
                 }
@@ -269,6 +317,19 @@ impl Sums {
                 // SAFETY: the loops are of an available instruction set. Source and gradient have these channels of
                 // every pixel, the sums whole vectors of every tap.
                 unsafe { kernel(&job) };
+            }
+        }
+    }
+}
+
+/// Copies `width` numbers of every pixel side by side, pixels in order.
+fn gather(to: &mut [f32], from: &[f32], [pictures, rows, columns]: [usize; 3], pitches: [usize; 3], width: usize) {
+    let mut to = to.chunks_exact_mut(width);
+    for picture in 0..pictures {
+        for row in 0..rows {
+            let line = &from[picture * pitches[0] + row * pitches[1]..];
+            for (column, to) in (0..columns).zip(&mut to) {
+                to.copy_from_slice(&line[column * pitches[2]..][..width]);
             }
         }
     }

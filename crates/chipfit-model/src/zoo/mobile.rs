@@ -1,4 +1,4 @@
-//! Classifiers of depthwise convolutions: EfficientNet-Lite0 and MobileNetV1 0.25.
+//! Classifiers of depthwise convolutions: EfficientNet-Lite0, MobileNetV1 0.25 and a small one for 28x28 pictures.
 
 use super::net::{Conv, Net, Value};
 use super::{ZooError, ZooOptions};
@@ -60,39 +60,54 @@ pub(super) fn efficientnet_lite0(options: &ZooOptions) -> Result<Model, ZooError
 /// Input: pixels scaled to [-1, 1], RGB.
 pub(super) fn mobilenet(options: &ZooOptions) -> Result<Model, ZooError> {
     let mut net = Net::new("mobilenet-0.25", options);
-    let layer = |net: &mut Net<'_>, name: &str, x: &Value, settings: Conv| {
-        let y = net.conv(name, x, settings.same(x).no_bias());
-        let y = net.batch_norm(&format!("{name}_norm"), &y, 1e-3);
-        net.relu6(&format!("{name}_relu6"), &y)
-    };
     let image = net.input("image", &[3, 224, 224], 0.33);
-    let mut x = layer(&mut net, "conv", &image, Conv::new(8, 3).stride(2));
-    // Stride of the depthwise convolution, channels of the pointwise one at full width.
-    for (i, (stride, channels)) in [
+    let x = mobile_layer(&mut net, "conv", &image, Conv::new(8, 3).stride(2));
+    let blocks = [
+        (1, 16),
+        (2, 32),
+        (1, 32),
+        (2, 64),
         (1, 64),
         (2, 128),
         (1, 128),
+        (1, 128),
+        (1, 128),
+        (1, 128),
+        (1, 128),
         (2, 256),
         (1, 256),
-        (2, 512),
-        (1, 512),
-        (1, 512),
-        (1, 512),
-        (1, 512),
-        (1, 512),
-        (2, 1024),
-        (1, 1024),
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    ];
+    mobile_blocks(&mut net, x, &blocks, 1000);
+    net.finish("MobileNetV1 of width 0.25; input: pixels scaled to [-1, 1], RGB")
+}
+
+/// MobileNetV1's layers at the size of Fashion-MNIST: 28x28 grey pictures, 10 classes, a stem of stride 1 and four
+/// blocks; 2.0 million multiplications. ReLU6, TensorFlow's SAME pads. Input: pixels of mean square near 1.
+pub(super) fn mobilenet_fashion(options: &ZooOptions) -> Result<Model, ZooError> {
+    let mut net = Net::new("mobilenet-fashion", options);
+    let image = net.input("image", &[1, 28, 28], 1.0);
+    let x = mobile_layer(&mut net, "conv", &image, Conv::new(16, 3));
+    mobile_blocks(&mut net, x, &[(2, 32), (1, 64), (2, 128), (1, 128)], 10);
+    net.finish("small MobileNetV1; input: grey pixels of mean square near 1")
+}
+
+/// Convolution, batch normalisation, ReLU6.
+fn mobile_layer(net: &mut Net<'_>, name: &str, x: &Value, settings: Conv) -> Value {
+    let y = net.conv(name, x, settings.same(x).no_bias());
+    let y = net.batch_norm(&format!("{name}_norm"), &y, 1e-3);
+    net.relu6(&format!("{name}_relu6"), &y)
+}
+
+/// Depthwise and pointwise convolutions in turn, then the classifier. `blocks`: stride of the depthwise convolution,
+/// channels of the pointwise one.
+fn mobile_blocks(net: &mut Net<'_>, mut x: Value, blocks: &[(usize, usize)], classes: usize) {
+    for (i, &(stride, channels)) in blocks.iter().enumerate() {
         let depthwise = Conv::new(x.channels(), 3).stride(stride).depthwise();
-        x = layer(&mut net, &format!("depthwise{}", i + 1), &x, depthwise);
-        x = layer(&mut net, &format!("pointwise{}", i + 1), &x, Conv::new(channels / 4, 1));
+        x = mobile_layer(net, &format!("depthwise{}", i + 1), &x, depthwise);
+        x = mobile_layer(net, &format!("pointwise{}", i + 1), &x, Conv::new(channels, 1));
     }
     let x = net.global_average_pool("pool", &x);
     let x = net.flatten("flatten", &x);
-    let x = net.dense_named("fc", "logits", &x, 1000);
+    let x = net.dense_named("fc", "logits", &x, classes);
     net.output(&x);
-    net.finish("MobileNetV1 of width 0.25; input: pixels scaled to [-1, 1], RGB")
 }

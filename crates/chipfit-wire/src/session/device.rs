@@ -166,11 +166,11 @@ impl Device {
             }
             return;
         }
-        if let Some(session) = self.session.as_mut().filter(|_| greeted) {
+        if let Some(session) = self.session.as_mut().filter(|_| greeted && !matches!(event, LinkEvent::Sent)) {
             session.pulse.hear(now);
         }
         match event {
-            LinkEvent::Connected | LinkEvent::Alive => {}
+            LinkEvent::Connected | LinkEvent::Alive | LinkEvent::Sent => {}
             LinkEvent::Disconnected => self.forget(from, "the connection ended", actions),
             LinkEvent::Refused(error) => {
                 let code = match error {

@@ -100,6 +100,8 @@ struct Asked {
     tag: Tag,
     kind: Request,
     since: Milliseconds,
+    /// When bytes of it or of its answer last moved.
+    moved: Milliseconds,
     /// The device was sent the pictures that it missed.
     supplied: bool,
 }
@@ -219,14 +221,21 @@ impl Trainer {
             return;
         }
         let now = self.now;
-        if let Link::Greeting { pulse, .. } | Link::Ready { pulse, .. } = &mut self.link {
+        if let Link::Greeting { pulse, .. } | Link::Ready { pulse, .. } = &mut self.link
+            && !matches!(event, LinkEvent::Sent)
+        {
             pulse.hear(now);
         }
         match event {
-            LinkEvent::Connected | LinkEvent::Alive => {}
+            LinkEvent::Connected => {}
+            LinkEvent::Alive | LinkEvent::Sent => {
+                if let Some(asked) = self.current.as_mut().and_then(|current| current.asked.as_mut()) {
+                    asked.moved = now;
+                }
+            }
             LinkEvent::Disconnected => self.lose("the connection ended", actions),
             LinkEvent::Refused(error) => self.refuse(&error, actions),
-            LinkEvent::Message(message) => self.on_message(from, message, actions),
+            LinkEvent::Message(message) => self.on_message(message, actions),
         }
     }
 
@@ -295,7 +304,7 @@ impl Trainer {
         }
         let asked = self.current.as_ref().and_then(|current| current.asked);
         if let Some(asked) = asked
-            && now.saturating_sub(asked.since) >= self.config.answer_ms
+            && now.saturating_sub(asked.moved) >= self.config.answer_ms
         {
             self.close(actions);
             self.lose("the device did not answer in time", actions);
@@ -346,8 +355,8 @@ impl Trainer {
     }
 
     fn backoff(&self) -> u64 {
-        let doubled = self.lost.saturating_sub(1).min(20);
-        if self.lost == 0 { 0 } else { (self.config.backoff_ms << doubled).min(self.config.backoff_most_ms) }
+        let doublings = self.lost.saturating_sub(1);
+        if self.lost == 0 { 0 } else { doubled(self.config.backoff_ms, doublings).min(self.config.backoff_most_ms) }
     }
 
     fn give_up(&mut self, code: Option<Code>, text: &str, actions: &mut Vec<TrainerAction>) {
@@ -390,6 +399,11 @@ impl Trainer {
         }
         self.link = Link::None;
     }
+}
+
+/// A wait, doubled so often.
+fn doubled(wait: u64, doublings: u32) -> u64 {
+    wait.saturating_mul(1 << doublings.min(20))
 }
 
 /// A command that failed.

@@ -141,6 +141,25 @@ fn a_trace_that_the_device_still_has_needs_no_pictures() {
 }
 
 #[test]
+fn more_about_a_trace_that_is_gone_computes_it_again() {
+    let mut rig = Rig::ready();
+    let work = only_work(&rig.command(2, Order::Work(work_order(1, &[1]))));
+    rig.hear(Trace { tag: work.tag, body: trace_body(1, 4) });
+    let requests = vec![TensorRequest { tensor: Default::default(), bytes: vec![3].into() }];
+    let did = rig.command(3, Order::More(requests.clone()));
+    let [Message::More(more)] = did.sent.as_slice() else { panic!("{:?}", did.sent) };
+    assert_eq!((more.work, &more.requests), (work.digest(), &requests));
+    for trace in [None, Some([9; 32])] {
+        rig.lose();
+        let did = rig.greet(1, Held { trace, ..held(true, Some(weights(1)), "") });
+        assert_eq!(only_work(&did).digest(), work.digest());
+    }
+    let tag = Tag { step: 3, attempt: 3 };
+    let did = rig.hear(Trace { tag, body: trace_body(1, 4) });
+    assert_eq!(did.delivered, [(3, Outcome::Traced(trace_body(1, 4)))]);
+}
+
+#[test]
 fn a_hang_is_tried_again_and_then_given_up() {
     let mut rig = Rig::ready();
     let mut did = rig.command(2, Order::Work(work_order(1, &[1])));
@@ -163,6 +182,18 @@ fn a_hang_is_tried_again_and_then_given_up() {
     let [(2, Outcome::Failed(failure))] = did.delivered.as_slice() else { panic!("{:?}", did.delivered) };
     assert_eq!((failure.code, failure.attempts), (Some(Code::Hang), 7));
     assert_eq!(rig.trainer.pending(), 0);
+}
+
+#[test]
+fn a_model_is_sent_again_only_when_the_device_lost_it() {
+    let mut rig = Rig::ready();
+    let tag = only_work(&rig.command(2, Order::Work(work_order(1, &[1])))).tag;
+    rig.hear(error(tag, Code::NoModel));
+    let did = rig.step(TrainerEvent::Weights { step: 2, increment: Blob::default(), hash: weights(1) });
+    let [Message::Load(load)] = did.sent.as_slice() else { panic!("{:?}", did.sent) };
+    assert!(load.model.is_none());
+    let did = rig.hear(error(load.tag, Code::NoModel));
+    assert!(matches!(did.sent.as_slice(), [Message::Load(load)] if load.model.is_some()), "{:?}", did.sent);
 }
 
 #[test]
@@ -195,6 +226,22 @@ fn a_link_that_breaks_at_every_greeting_is_given_up() {
         rig.greet(1, held(true, Some(weights(0)), ""));
     }
     assert_eq!(losses, 5);
+}
+
+#[test]
+fn progress_renews_the_patience() {
+    let mut rig = Rig::ready();
+    let mut did = rig.command(2, Order::Work(work_order(1, &[1])));
+    for step in 2..6 {
+        for _ in 0..5 {
+            rig.lose();
+            did = rig.greet(1, held(true, Some(weights(1)), ""));
+        }
+        let body = trace_body(1, 4);
+        assert_eq!(rig.hear(Trace { tag: only_work(&did).tag, body }).delivered.len(), 1);
+        let next = WorkOrder { trial: step, update: None, base_hash: weights(1), ..work_order(1, &[1]) };
+        did = rig.command(step + 1, Order::Work(next));
+    }
 }
 
 #[test]
@@ -323,6 +370,21 @@ fn silence_and_an_answer_that_never_comes_cost_the_link() {
         !rig.step(TrainerEvent::Tick).closed.is_empty()
     });
     assert_eq!(closed, Some(600));
+
+    // An answer of which bytes come, or a request of which bytes leave, is under way however long it takes.
+    let mut rig = Rig::ready();
+    rig.command(2, Order::Work(work_order(1, &[1])));
+    for second in 0..2_000 {
+        rig.now = second * 1_000;
+        rig.hear(beat.clone());
+        let moves = if second < 1_000 { LinkEvent::Sent } else { LinkEvent::Alive };
+        rig.step(TrainerEvent::Link(1, moves));
+        assert!(rig.step(TrainerEvent::Tick).closed.is_empty(), "second {second}");
+    }
+    // What leaves says nothing about whether the device lives.
+    rig.now += 10_000;
+    rig.step(TrainerEvent::Link(1, LinkEvent::Sent));
+    assert_eq!(rig.step(TrainerEvent::Tick).closed, [1]);
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! What the device says, and what the trainer knows after it.
 
-use super::{Asked, Goal, Link, LinkId, Notice, Outcome, Request, Trainer, TrainerAction, plan::bare};
+use super::{Asked, Goal, Link, Notice, Outcome, Request, Trainer, TrainerAction, doubled, plan::bare};
 use crate::message::{Code, ErrorReport, Held, Message, MoreTrace, Pictures, Trace, plan_hash};
 
 impl Trainer {
-    pub(super) fn on_message(&mut self, link: LinkId, message: Message, actions: &mut Vec<TrainerAction>) {
+    pub(super) fn on_message(&mut self, message: Message, actions: &mut Vec<TrainerAction>) {
         match (&self.link, message) {
             (Link::Greeting { .. }, Message::HelloAck(ack)) => self.on_greeted(ack, actions),
             (Link::Greeting { .. }, Message::Error(report)) => self.on_refusal(&report, actions),
@@ -18,7 +18,7 @@ impl Trainer {
             (_, message) => {
                 let asked = self.current.as_ref().and_then(|current| current.asked);
                 match asked.filter(|asked| message.tag() == Some(asked.tag)) {
-                    Some(asked) => self.on_answer(link, asked, message, actions),
+                    Some(asked) => self.on_answer(asked, message, actions),
                     None => drop_message(&message, actions),
                 }
             }
@@ -36,7 +36,7 @@ impl Trainer {
         }
     }
 
-    fn on_answer(&mut self, link: LinkId, asked: Asked, message: Message, actions: &mut Vec<TrainerAction>) {
+    fn on_answer(&mut self, asked: Asked, message: Message, actions: &mut Vec<TrainerAction>) {
         match (asked.kind, message) {
             (Request::Load, Message::Loaded(answer)) => self.on_held(answer.held, Request::Load, actions),
             (Request::Protect, Message::Protected(answer)) => self.on_held(answer.held, Request::Protect, actions),
@@ -59,9 +59,8 @@ impl Trainer {
                 actions.push(TrainerAction::Report(Notice::Resent { pictures: pictures.len() }));
                 self.send(Pictures { tag: missing.tag, pictures }.into(), actions);
             }
-            (_, Message::Error(report)) => self.on_error(report, actions),
+            (request, Message::Error(report)) => self.on_error(request, report, actions),
             (_, message) => {
-                let _ = link;
                 let text = format!("the device answered with {}", message.name());
                 self.close(actions);
                 self.lose(&text, actions);
@@ -107,23 +106,23 @@ impl Trainer {
         self.deliver(Outcome::More(answer.answers), actions);
     }
 
-    fn on_error(&mut self, report: ErrorReport, actions: &mut Vec<TrainerAction>) {
+    fn on_error(&mut self, request: Request, report: ErrorReport, actions: &mut Vec<TrainerAction>) {
         self.answered();
         let ErrorReport { code, text, .. } = report;
         match code {
-            Code::NoModel => {
+            // A load fails so when it left the model out.
+            Code::NoModel if request == Request::Load => {
                 self.held.model = None;
                 self.held.weights = None;
             }
-            Code::WrongBase | Code::BadUpdate | Code::WeightHash | Code::Hang | Code::Crash => {
+            Code::NoModel | Code::WrongBase | Code::BadUpdate | Code::WeightHash | Code::Hang | Code::Crash => {
                 self.held.weights = None;
                 self.held.trace = None;
             }
             Code::NoTrace => self.held.trace = None,
             Code::Busy | Code::Overloaded | Code::Processor => {
-                let wait = self.config.backoff_ms;
                 if let Some(current) = &mut self.current {
-                    current.wait_until = self.now.saturating_add(wait << current.failures.min(20));
+                    current.wait_until = self.now.saturating_add(doubled(self.config.backoff_ms, current.failures));
                 }
             }
             Code::ShuttingDown => {

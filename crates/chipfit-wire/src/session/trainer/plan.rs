@@ -133,7 +133,7 @@ impl Trainer {
             return self.give_up(Some(code), &error.to_string(), actions);
         }
         current.attempt = tag.attempt;
-        current.asked = Some(Asked { tag, kind, since: self.now, supplied: false });
+        current.asked = Some(Asked { tag, kind, since: self.now, moved: self.now, supplied: false });
         self.send(message, actions);
     }
 

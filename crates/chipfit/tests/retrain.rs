@@ -1,0 +1,145 @@
+//! `chipfit retrain` as a user meets it: the real binary, killed, resumed, refused; its model and its page.
+
+mod common;
+
+use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
+
+use chipfit_model::{DataType, build};
+use common::{Done, Folder, assert_keys, floats, model, values};
+
+const FAULTS: &str = "[[fault]]\nsites = [\"mul\", \"acc\"]\nkind = \"flip\"\nber = 3e-5\n";
+
+/// A quantised classifier of 3x8x8 pictures into three classes with seeded weights, and pictures that can be told apart:
+/// each class has a dark corner of its own.
+fn prepared() -> Folder {
+    let folder = Folder::new();
+    let pads = || vec![build::attr_is("pads", &[1; 4])];
+    let nodes = vec![
+        build::node("Conv", "conv1", &["x", "w", "b"], &["c"], pads()),
+        build::node("Relu", "relu1", &["c"], &["r"], Vec::new()),
+        build::node(
+            "MaxPool",
+            "halve",
+            &["r"],
+            &["h"],
+            vec![build::attr_is("kernel_shape", &[2, 2]), build::attr_is("strides", &[2, 2])],
+        ),
+        build::node("Flatten", "flatten", &["h"], &["f"], vec![build::attr_i("axis", 1)]),
+        build::node("Gemm", "dense", &["f", "fc", "fb"], &["y"], Vec::new()),
+    ];
+    let scaled = |n: usize, seed: u32, by: f32| values(n, seed).iter().map(|v| v * by).collect::<Vec<f32>>();
+    let constants = vec![
+        floats("w", &[8, 3, 3, 3], &scaled(216, 1, 0.3)),
+        floats("b", &[8], &values(8, 2)),
+        floats("fc", &[128, 3], &scaled(384, 3, 0.1)),
+        floats("fb", &[3], &values(3, 4)),
+    ];
+    folder.put("m.onnx", &model(nodes, constants, DataType::Float, &[1, 3, 8, 8], &[1, 3]));
+    for (split, count) in [("train", 40u32), ("test", 20)] {
+        for class in 0..3u32 {
+            fs::create_dir_all(folder.path(&format!("data/{split}/{class}"))).unwrap();
+            for n in 0..count {
+                let noise = values(192, 1000 * class + n + 7 * count);
+                let picture = image::RgbImage::from_fn(8, 8, |x, y| {
+                    let is_dark = (x / 4 + 2 * (y / 4)) == class;
+                    let level = if is_dark { 60.0 } else { 190.0 };
+                    let shade = |c: u32| (level + 60.0 * noise[((y * 8 + x) * 3 + c) as usize]) as u8;
+                    image::Rgb([shade(0), shade(1), shade(2)])
+                });
+                picture.save(folder.path(&format!("data/{split}/{class}/{n}.png"))).unwrap();
+            }
+        }
+    }
+    folder.run("quantize m.onnx --data data:test --calibration-data data:train -o q.onnx --scale 0.01").expect(0);
+    fs::write(folder.path("f.toml"), FAULTS).unwrap();
+    folder
+}
+
+const RETRAIN: &str = "retrain q.onnx --data data --scale 0.01 --faults f.toml --seed 5 --batch 20 --learning-rate 0.003 \
+                       --test-draws 2 --checkpoint-every 3";
+
+fn hashes(done: &Done) -> (String, String) {
+    let json = done.json();
+    (json["hashes"]["weights"].to_string(), json["hashes"]["optimizer"].to_string())
+}
+
+#[test]
+fn retraining_brings_accuracy_back_and_writes_a_model() {
+    let folder = prepared();
+    let done = folder.run(&format!("{RETRAIN} --epochs 12 --reference --validation 0.1 -o run --json")).expect(0);
+    let json = done.json();
+    assert_keys(&json, &["accuracy", "command", "epochs", "hashes", "processor", "recovery", "run", "steps", "time"]);
+    let top1 = |name: &str| json["accuracy"][name]["top1"]["value"].as_f64().unwrap();
+    assert!(top1("before_faulty") < 0.6, "the seeded weights know nothing: {}", top1("before_faulty"));
+    assert!(top1("after_faulty") > 0.8, "{}", top1("after_faulty"));
+    assert!(top1("after_fault_free") > 0.8 && top1("reference_fault_free") > 0.8);
+    assert_eq!(json["accuracy"]["after_faulty"]["draws"], 2);
+    assert_eq!(json["epochs"].as_array().map(Vec::len), Some(12));
+
+    // The written model is the one that was measured, for anybody who reads it.
+    let again = folder.run("evaluate run/model.retrained.onnx --data data --scale 0.01 --json").expect(0).json();
+    assert_eq!(again["top1"]["value"], json["accuracy"]["after_fault_free"]["top1"]["value"]);
+
+    let page = folder.run("report run -o run.html").expect(0);
+    assert!(page.out().contains("run.html"));
+    let html = fs::read_to_string(folder.path("run.html")).unwrap();
+    assert!(html.contains("Retraining") && html.contains("Recovery (A - B) / (C - B)"));
+}
+
+#[test]
+fn threads_and_interruptions_never_show() {
+    let folder = prepared();
+    let wanted = hashes(&folder.run(&format!("{RETRAIN} --epochs 4 --threads 1 -o one --json")).expect(0));
+    assert_eq!(hashes(&folder.run(&format!("{RETRAIN} --epochs 4 --threads 2 -o two --json")).expect(0)), wanted);
+    let other =
+        folder.run(&format!("{RETRAIN} --epochs 4 --threads 2 -o three --json").replace("--seed 5", "--seed 6"));
+    assert_ne!(hashes(&other.expect(0)), wanted);
+
+    let mut killed = 0;
+    for milliseconds in [40, 60, 80, 100, 130, 160] {
+        let mut child = folder
+            .command(&format!("{RETRAIN} --epochs 4 --threads 2 -o cut"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        killed += u32::from(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(killed > 0, "every run had ended before it was killed");
+    let resumed = folder.run(&format!("{RETRAIN} --epochs 4 --threads 1 -o cut --json")).expect(0);
+    assert_eq!(hashes(&resumed), wanted);
+    let lines = |run: &str| fs::read_to_string(folder.path(&format!("{run}/history.jsonl"))).unwrap().lines().count();
+    assert_eq!(lines("cut"), lines("one"));
+}
+
+#[test]
+fn another_run_and_nonsense_are_refused() {
+    let folder = prepared();
+    folder.run(&format!("{RETRAIN} --steps 2 -o run")).expect(0);
+    let other = folder.run(&format!("{RETRAIN} --steps 3 -o run")).expect(2);
+    assert!(other.err().contains("holds another run") && other.err().contains("config"), "{}", other.err());
+    fs::create_dir(folder.path("full")).unwrap();
+    fs::write(folder.path("full/file"), "mine").unwrap();
+    let full = folder.run(&format!("{RETRAIN} --steps 2 -o full")).expect(2);
+    assert!(full.err().contains("holds no retraining run"), "{}", full.err());
+    for (flags, words) in [
+        ("--ema 1.5", "ema"),
+        ("--patience 2", "validation"),
+        ("--pictures 0", "--pictures"),
+        ("--label-smoothing 2", "smoothing"),
+        ("--processor onnxruntime", "ONNX Runtime makes no errors"),
+    ] {
+        let refused = folder.run(&format!("{RETRAIN} --steps 2 {flags} -o bad"));
+        assert!(matches!(refused.status(), Some(1 | 2)), "{flags}: {:?} {}", refused.status(), refused.err());
+        assert!(refused.err().contains(words), "{flags}: {}", refused.err());
+    }
+    let float = folder.run("retrain m.onnx --data data --scale 0.01 --steps 1 -o float").expect(1);
+    assert!(!float.err().is_empty() && !folder.path("float/summary.json").exists());
+    let early = folder.run("report full -o x.html");
+    assert!(matches!(early.status(), Some(1 | 2)) && !folder.path("x.html").exists());
+}
