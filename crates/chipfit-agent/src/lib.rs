@@ -37,6 +37,6 @@ pub use identity::Identity;
 pub use log::LogEvent;
 pub use name::DeviceName;
 pub use remote::{DeviceAddress, RemoteOptions, RemoteProcessor, Trust};
-pub use report::LinkReport;
-pub use shape::LinkShape;
+pub use report::{LinkMeter, LinkReport};
+pub use shape::{Delay, LinkShape, Rate};
 pub use trainer::LogSink;

@@ -29,7 +29,7 @@ use crate::identity::Identity;
 use crate::lowering;
 use crate::name::DeviceName;
 use crate::recover::{Answer, Cost, Memory, Recovered, Recovery, Wanted};
-use crate::report::LinkReport;
+use crate::report::{LinkMeter, LinkReport};
 use crate::shape::LinkShape;
 use crate::stream::TrainerSecurity;
 use crate::tls;
@@ -209,6 +209,11 @@ impl RemoteProcessor {
             report.resent_pictures += facts.resent_pictures;
         }
         report
+    }
+
+    /// Reads the bytes at the sockets later, while this processor is lent to somebody.
+    pub fn meter(&self) -> LinkMeter {
+        LinkMeter(self.links.iter().map(|link| Arc::clone(link.counters())).collect())
     }
 
     /// The names that the devices gave themselves, in the order of their addresses; empty for one that never answered.

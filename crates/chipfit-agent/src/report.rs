@@ -1,6 +1,26 @@
 //! What a link has cost so far: bytes each way, beside what they would have been, and where the time went.
 
+use std::sync::Arc;
+
 use serde::Serialize;
+
+use crate::stream::Counters;
+
+/// Reads the bytes at the sockets while a processor is busy.
+#[derive(Clone, Debug)]
+pub struct LinkMeter(pub(crate) Vec<Arc<Counters>>);
+
+impl LinkMeter {
+    /// Bytes to the devices since they were connected.
+    pub fn down(&self) -> u64 {
+        self.0.iter().map(|counters| counters.sent()).sum()
+    }
+
+    /// Bytes from the devices since they were connected.
+    pub fn up(&self) -> u64 {
+        self.0.iter().map(|counters| counters.received()).sum()
+    }
+}
 
 /// Counts since the processor was connected; all devices together. Differences of two reports are what lies between them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]

@@ -99,7 +99,7 @@ impl TrainerLink {
     }
 
     /// Bytes on the wire.
-    pub(crate) fn counters(&self) -> &Counters {
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }
 
