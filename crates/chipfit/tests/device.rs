@@ -494,6 +494,21 @@ fn a_second_trainer_is_told_that_the_device_is_busy() {
 }
 
 #[test]
+fn a_trainer_that_starts_again_takes_its_device_over() {
+    let site = site();
+    let camera = site.device("camera");
+    let options = RemoteOptions { run: Some([9; 16]), ..site.options(WireMode::Increments) };
+    // The first one is alive for all that the device knows.
+    let mut first = site.connect(&[&camera], &options);
+    let expected = site.expected(2);
+    assert_eq!(site.step(&mut first, 0), expected[0]);
+    let mut second = site.connect(&[&camera], &options);
+    for (step, expected) in (0..).zip(&expected) {
+        assert_eq!(site.step(&mut second, step), *expected);
+    }
+}
+
+#[test]
 fn the_daemon_ends_cleanly_when_told() {
     let site = site();
     let mut camera = site.device("camera");
