@@ -1,9 +1,10 @@
-//! Int8 inner loops at full speed, each bit-equal to a scalar twin.
+//! Inner loops at full speed, int8 and f32, each bit-equal to a scalar twin.
 //!
 //! Activations are u8, NHWC and dense, pictures one after another; weights are i8, one row per output channel in the
 //! order kernel row, kernel column, input channel within the group.
 //! `accumulator = bias + sum over k of (x_k - zero_point) * w_k`, in i32, wrapping; a tap on padding reads the zero
 //! point, so it adds nothing.
+//! [`float`] holds the f32 loops of training, with promises of its own.
 //! Layouts, formulas and measured speeds: `docs/kernels.md`.
 //!
 //! Promises: every instruction set gives the bytes of [`Isa::Scalar`]; safe functions check every length before they

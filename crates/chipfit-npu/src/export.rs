@@ -32,9 +32,9 @@ pub fn write(model: &mut Model, program: &Program) -> Result<(), ProcessorError>
 /// # Errors
 /// [`ProcessorError::Update`] for a name, position or value that does not fit.
 pub fn updated(program: &Program, deltas: &[TensorDelta]) -> Result<Program, ProcessorError> {
-    let mut changed = program.clone();
-    update::apply(&mut changed, deltas)?;
-    Ok(changed)
+    let mut program = program.clone();
+    update::apply(&mut program, deltas)?;
+    Ok(program)
 }
 
 /// Writes the program's constant `name` into the model's initializer of that name.

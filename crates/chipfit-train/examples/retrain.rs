@@ -3,7 +3,8 @@
 //! `retrain MODEL.onnx FAULTS.toml|none PICTURES LABELS TEST_PICTURES TEST_LABELS KEY=VALUE...`
 //!
 //! PICTURES holds pixels as bytes, one picture after another in the model's layout; LABELS one byte each. Keys are the
-//! fields of `chipfit_train::Config` as JSON values, and `threads`, `train` (pictures), `test` (pictures), `repeats`.
+//! fields of `chipfit_train::Config` as JSON values, and `threads`, `train` (pictures), `test` (pictures), `repeats`;
+//! `clean=true` trains without the faults.
 
 use std::sync::Arc;
 
@@ -72,13 +73,14 @@ fn main() -> Result<(), Failure> {
         return Err("usage: retrain MODEL FAULTS|none PICTURES LABELS TEST_PICTURES TEST_LABELS KEY=VALUE...".into());
     };
     let mut config = serde_json::to_value(Config::default())?;
-    let (mut threads, mut most, mut most_test, mut repeats) = (1usize, usize::MAX, usize::MAX, 1u64);
+    let (mut threads, mut most, mut most_test, mut repeats, mut clean) = (1usize, usize::MAX, usize::MAX, 1u64, false);
     for setting in settings {
         let (key, value) = setting.split_once('=').ok_or("KEY=VALUE expected")?;
         match key {
             "threads" => threads = value.parse()?,
             "train" => most = value.parse()?,
             "test" => most_test = value.parse()?,
+            "clean" => clean = value.parse()?,
             "repeats" => repeats = value.parse()?,
             _ => config[key] = serde_json::from_str(value)?,
         }
@@ -110,7 +112,10 @@ fn main() -> Result<(), Failure> {
         threads,
         checkpoint: None,
     };
-    let faultiness = thinned.as_mut().map(|thinned| thinned as &mut dyn Faultiness);
+    if let Some(thinned) = thinned.as_mut().filter(|_| clean) {
+        thinned.set_scale(0.0)?;
+    }
+    let faultiness = thinned.as_mut().filter(|_| !clean).map(|thinned| thinned as &mut dyn Faultiness);
     let outcome = job.run(&mut simulator, faultiness, &mut Lines { every: 50, device: 0.0, server: 0.0 })?;
     if let Some(thinned) = &mut thinned {
         thinned.set_scale(1.0)?;

@@ -61,6 +61,9 @@ pub struct Config {
     pub curriculum: Curriculum,
     /// Frozen or estimated anew.
     pub scales: Scales,
+    /// Before the first step, narrow the ranges of activations so that this share of the fault-free values is cut off at
+    /// each end, 0 to below 0.5; `None` leaves them.
+    pub narrow: Option<f64>,
     /// Stop after so many epochs without a better accuracy on the validation pictures, and keep the best.
     pub patience: Option<u64>,
     /// Optimizer steps between two checkpoints.
@@ -88,6 +91,7 @@ impl Default for Config {
             ema: None,
             curriculum: Curriculum::default(),
             scales: Scales::default(),
+            narrow: None,
             patience: None,
             checkpoint_every: 100,
         }
@@ -127,6 +131,7 @@ impl Config {
             ("schedule.warm_up", (0.0..1.0).contains(&schedule.warm_up), "0 to below 1"),
             ("curriculum.start", share(curriculum.start), "0 to 1"),
             ("curriculum.ramp", share(curriculum.ramp), "0 to 1"),
+            ("narrow", self.narrow.is_none_or(|share| (0.0..0.5).contains(&share)), "0 to below 0.5"),
             ("augmentation.shift", self.augmentation.shift <= 127, "at most 127"),
         ];
         match checks.into_iter().find(|&(_, is_right, _)| !is_right) {

@@ -16,6 +16,7 @@ mod error;
 mod kernel;
 pub mod loss;
 pub mod masters;
+mod narrow;
 pub mod observe;
 pub mod optimizer;
 pub mod parameters;

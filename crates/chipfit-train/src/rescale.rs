@@ -66,7 +66,8 @@ fn input_scale(program: &Program, parameter: &Parameter) -> Option<f32> {
     matches!(step.op, Op::Linear(_)).then(|| program.tensor(step.inputs[0]).scale)
 }
 
-/// The model with these scales and with `values` rounded on them.
+/// The model with these scales of parameters, with `values` rounded on them, and with other scales of activations by
+/// the names of their initializers.
 ///
 /// # Errors
 /// [`TrainError::Export`] when the model lacks a scale or shares it, [`TrainError::Lower`], [`TrainError::Processor`].
@@ -76,8 +77,12 @@ pub(crate) fn with_scales(
     list: &[Parameter],
     scales: &[Vec<f32>],
     values: &[Vec<f32>],
+    activations: &[(String, f32)],
 ) -> Result<Model, TrainError> {
     let mut new = model.clone();
+    for (name, scale) in activations {
+        set_scales(&mut new, name, &[*scale])?;
+    }
     let mut written: BTreeMap<String, Vec<f32>> = BTreeMap::new();
     for (parameter, scales) in list.iter().zip(scales) {
         if *scales == parameter.scales {
@@ -92,12 +97,7 @@ pub(crate) fn with_scales(
         if written.insert(name.clone(), numbers.clone()).is_some_and(|before| before != numbers) {
             return Err(wrong("several constants share it; keep the scales frozen"));
         }
-        let position = new.graph().initializer.iter().position(|tensor| tensor.name.as_deref() == Some(&name));
-        let position = position.ok_or_else(|| wrong("the model has no such initializer"))?;
-        let old = model.tensor(&model.graph().initializer[position]).map_err(|error| wrong(&error.to_string()))?;
-        let tensor = ConstTensor::from_f32(old.dims().to_vec(), &numbers).filter(|_| old.dtype() == DataType::Float);
-        let tensor = tensor.ok_or_else(|| wrong("it is not float, or has another size"))?;
-        new.proto.graph.get_or_insert_default().initializer[position] = tensor.to_proto(&name);
+        set_scales(&mut new, &name, &numbers)?;
     }
     let lowered = Program::lower(&new, program.options())?;
     let mut deltas = Vec::new();
@@ -110,6 +110,18 @@ pub(crate) fn with_scales(
     }
     export::write(&mut new, &export::updated(&lowered, &deltas)?)?;
     Ok(new)
+}
+
+/// New numbers for a float initializer.
+fn set_scales(model: &mut Model, name: &str, numbers: &[f32]) -> Result<(), TrainError> {
+    let wrong = |what: &str| TrainError::Export { name: name.to_owned(), what: what.to_owned() };
+    let position = model.graph().initializer.iter().position(|tensor| tensor.name.as_deref() == Some(name));
+    let position = position.ok_or_else(|| wrong("the model has no such initializer"))?;
+    let old = model.tensor(&model.graph().initializer[position]).map_err(|error| wrong(&error.to_string()))?;
+    let tensor = ConstTensor::from_f32(old.dims().to_vec(), numbers).filter(|_| old.dtype() == DataType::Float);
+    let tensor = tensor.ok_or_else(|| wrong("it is not float, or has another size"))?;
+    model.proto.graph.get_or_insert_default().initializer[position] = tensor.to_proto(name);
+    Ok(())
 }
 
 /// The initializer that holds the scale of the constant `name`, and its length.

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use chipfit_model::Model;
-use chipfit_npu::{Batch, Processor, Request, TensorId, Trace, View};
+use chipfit_npu::{Batch, Processor, Request, Simulator, SimulatorOptions, TensorId, Trace, View};
 
 use crate::augment;
 use crate::backward::{Backward, Gradients};
@@ -23,6 +23,7 @@ use crate::config::{Config, Scales};
 use crate::curriculum::Faultiness;
 use crate::error::TrainError;
 use crate::masters::{Increment, Masters};
+use crate::narrow;
 use crate::observe::{Flow, Observer, StepReport};
 use crate::optimizer::{Pace, clip, in_units};
 use crate::parameters::Kind;
@@ -32,6 +33,9 @@ use crate::state::State;
 
 /// Validation's draws never meet training's: trials from here on, one per epoch.
 const VALIDATION: u64 = 1 << 62;
+
+/// Pictures by which ranges are judged.
+const JUDGED: usize = 256;
 
 /// A run and what it works on.
 pub struct Retraining<'a> {
@@ -103,6 +107,7 @@ impl Retraining<'_> {
             order: (u64::MAX, Vec::new()),
             units,
         };
+        run.narrow()?;
         let resumed_from = run.resume()?;
         run.train(observer, resumed_from)
     }
@@ -113,6 +118,9 @@ impl Retraining<'_> {
         }
         if self.config.scales != Scales::Frozen && self.model.is_none() {
             return Err(TrainError::config("scales", "estimating scales anew needs the model"));
+        }
+        if self.config.narrow.is_some() && self.model.is_none() {
+            return Err(TrainError::config("narrow", "narrowing ranges needs the model"));
         }
         if self.config.patience.is_some() && self.validation.is_none_or(Pictures::is_empty) {
             return Err(TrainError::config("patience", "an early stop needs validation pictures"));
@@ -175,6 +183,37 @@ impl Run<'_, '_> {
         self.job.config.steps.map_or(all, |steps| steps.min(all))
     }
 
+    /// Narrows the ranges of activations, judged by a fault-free simulator on the first pictures of the first epoch.
+    fn narrow(&mut self) -> Result<(), TrainError> {
+        let Some(share) = self.job.config.narrow else { return Ok(()) };
+        let model =
+            self.model.as_ref().ok_or_else(|| TrainError::config("narrow", "narrowing ranges needs the model"))?;
+        let program = self.processor.program();
+        let order = augment::order(self.job.config.seed, 0, self.job.training.len());
+        let mut input = Vec::new();
+        let mut ids = Vec::new();
+        for index in order.into_iter().take(JUDGED).map(|index| index as usize) {
+            self.job.training.bytes(index, &mut input)?;
+            ids.push(self.job.training.id(index));
+        }
+        let mut simulator = Simulator::new(program.clone(), SimulatorOptions::default())?;
+        let wanted: Vec<TensorId> = (0..program.tensors().len()).map(TensorId).collect();
+        let batch = Batch { pictures: &ids, input: &input };
+        let trace = simulator.forward(&Request { batch, trial: 0, views: &[], wanted: &wanted })?;
+        let narrowed = narrow::narrowed(model, program, &trace, share)?;
+        let parameters = self.state.masters.parameters();
+        let mut scales: Vec<Vec<f32>> = parameters.iter().map(|parameter| parameter.scales.clone()).collect();
+        for (scales, parameter) in scales.iter_mut().zip(parameters).filter(|(_, p)| p.kind == Kind::Bias) {
+            let step = parameter.steps.first().and_then(|step| program.steps().get(step.0));
+            if let Some((chipfit_npu::Op::Linear(linear), input)) = step.map(|step| (&step.op, step.inputs[0])) {
+                *scales = linear.weight_scales.iter().map(|scale| narrowed.scales[input.0] * scale).collect();
+            }
+        }
+        let values = self.state.masters.values();
+        let loaded = rescale::with_scales(model, program, parameters, &scales, values, &narrowed.initializers)?;
+        self.take_model(loaded)
+    }
+
     /// Takes up a checkpoint where there is one; gives its step.
     fn resume(&mut self) -> Result<u64, TrainError> {
         let Some(path) = &self.job.checkpoint else { return Ok(0) };
@@ -192,6 +231,7 @@ impl Run<'_, '_> {
                 self.state.masters.parameters(),
                 &read.scales,
                 &read.values,
+                &[],
             )?;
             self.take_model(loaded)?;
         }
@@ -276,8 +316,14 @@ impl Run<'_, '_> {
         let Some(model) = &self.model else { return Ok(()) };
         let masters = &self.state.masters;
         let scales = rescale::estimated(model, self.processor.program(), masters.parameters(), masters.values())?;
-        let loaded =
-            rescale::with_scales(model, self.processor.program(), masters.parameters(), &scales, masters.values())?;
+        let loaded = rescale::with_scales(
+            model,
+            self.processor.program(),
+            masters.parameters(),
+            &scales,
+            masters.values(),
+            &[],
+        )?;
         self.take_model(loaded)
     }
 

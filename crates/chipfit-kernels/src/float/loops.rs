@@ -10,7 +10,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "p and q number registers; several arrays go by each")]
 
-use super::scratch::Pixel;
+use super::scratch::{LINE, Pixel};
 use super::vector::Vector;
 
 /// Elements that lie in one piece: `length` from `offset` on.
@@ -241,7 +241,11 @@ unsafe fn depth<V: Vector, const P: usize>(job: &Depth<'_>) {
     unsafe {
         let mut pixels = [job.source; P];
         for p in 0..P {
-            pixels[p] = job.source.add(job.pixels.get_unchecked(p).source);
+            let pixel = job.pixels.get_unchecked(p);
+            pixels[p] = job.source.add(pixel.source);
+            for line in (0..job.channels).step_by(LINE) {
+                V::prefetch(job.target.add(pixel.target + line));
+            }
         }
         for channel in (0..job.channels).step_by(V::LANES) {
             let mut sums = [V::zero(); P];
@@ -382,8 +386,7 @@ loops!(avx512, std::arch::x86_64::__m512, "avx512f,avx512vl,avx512bw,fma", [
 #[cfg(target_arch = "x86_64")]
 loops!(avx2, std::arch::x86_64::__m256, "avx2,fma", [
     1: [1 2 3 4 5 6 7 8 9 10 11 12],
-    2: [1 2 3 4 5 6],
-    3: [1 2 3 4]
+    2: [1 2 3 4 5 6]
 ]);
 
 /// The loops of an instruction set; `None` where the twin runs.

@@ -15,8 +15,9 @@ use super::scratch::{FloatScratch, Floats, Pixel};
 use super::source::Layout;
 use crate::geometry::ConvGeometry;
 
-/// Numbers of a chunk's source and target together.
-const CHUNK: usize = 128 << 10;
+/// Numbers of a chunk's source and target together: at least, and at most, where a chunk has to pay for the weights'
+/// way from the third-level cache.
+const CHUNK: [usize; 2] = [128 << 10, 256 << 10];
 /// Numbers of a piece of a panel's weights.
 const PIECE: usize = 8 << 10;
 
@@ -228,8 +229,9 @@ impl Pass {
         let picture = height * width * channels;
         let steps = self.rows.count();
         let of_rows = |rows: usize| self.layout.elements(1, self.rows.sources(0..rows).1) + rows * picture / steps;
-        let pictures_at_once = (CHUNK / of_rows(steps).max(1)).max(1);
-        let rows_at_once = if of_rows(steps) <= CHUNK { steps } else { (CHUNK / of_rows(1).max(1)).max(1) };
+        let most = (self.weights.as_slice().len() / 8).clamp(CHUNK[0], CHUNK[1]);
+        let pictures_at_once = (most / of_rows(steps).max(1)).max(1);
+        let rows_at_once = if of_rows(steps) <= most { steps } else { (most / of_rows(1).max(1)).max(1) };
         for chunk in even_parts(call.pictures, pictures_at_once) {
             for rows in even_parts(steps, rows_at_once) {
                 let source = self.layout.source(copy, &self.rows, call.source, chunk.clone(), rows.clone());

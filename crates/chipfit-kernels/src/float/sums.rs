@@ -52,8 +52,11 @@ impl Sums {
     pub(super) fn new(loops: Loops, geometry: &ConvGeometry, output: [usize; 2]) -> Self {
         let g = geometry;
         let [rows, columns] = [Axis::forward(g, 0, output[0]), Axis::forward(g, 1, output[1])];
-        let layout = Layout::new([g.input[0], g.input[1], g.in_channels], &rows, &columns, true);
         let [group_in, group_out] = [g.in_channels / g.groups, g.out_channels / g.groups];
+        // A copy is aligned and has room behind it. Where the stride skips most of it, the map is read where it is, if
+        // no vector reaches beyond a run.
+        let copied = g.stride == [1; 2] || group_in % loops.lanes != 0;
+        let layout = Layout::new([g.input[0], g.input[1], g.in_channels], &rows, &columns, copied);
         let mut runs: Vec<Run> = Vec::new();
         for row in &rows.parts[0].taps {
             for column in &columns.parts[0].taps {
@@ -244,9 +247,9 @@ impl Sums {
                             target_pitch: self.products,
                             lanes: panel.channels,
                         };
-                        // SAFETY: the loops are of an available instruction set. The copied source has every pixel's
-                        // run, and room behind it for the lanes that a panel does not fill; the gradient has every
-                        // pixel's channels; both also when gathered. The sums of these channels and this run lie at
+                        // SAFETY: the loops are of an available instruction set. The source has every pixel's run, and
+                        // where runs do not fill vectors it is a copy with room behind it; the gradient has every
+                        // pixel's channels; so have both when gathered. The sums of these channels and this run lie at
                         // the pitch of a channel.
                         unsafe { kernel(&job) };
                     }
@@ -283,7 +286,7 @@ impl Sums {
                             lanes: panel.vectors * self.loops.lanes,
                         };
                         // SAFETY: the loops are of an available instruction set. Gradients of a group and transposed
-                        // sums are filled up to whole vectors; the copied source has every pixel's run.
+                        // sums are filled up to whole vectors; the source has every pixel's run.
                         unsafe { kernel(&job) };
                     }
                 }

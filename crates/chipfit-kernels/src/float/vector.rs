@@ -27,6 +27,8 @@ pub(super) trait Vector: Copy {
     unsafe fn splat(from: *const f32) -> Self;
     /// `self * factor + sum`, rounded once.
     unsafe fn fma(self, factor: Self, sum: Self) -> Self;
+    /// Fetches the cache line to write to, if it can.
+    unsafe fn prefetch(to: *mut f32);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -80,6 +82,12 @@ impl Vector for __m512 {
     unsafe fn fma(self, factor: Self, sum: Self) -> Self {
         // SAFETY: see `zero`.
         unsafe { _mm512_fmadd_ps(self, factor, sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(to: *mut f32) {
+        // SAFETY: see `zero`; a prefetch does not fault.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(to.cast::<i8>()) };
     }
 }
 
@@ -135,5 +143,11 @@ impl Vector for __m256 {
     unsafe fn fma(self, factor: Self, sum: Self) -> Self {
         // SAFETY: see `zero`.
         unsafe { _mm256_fmadd_ps(self, factor, sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(to: *mut f32) {
+        // SAFETY: see `zero`; a prefetch does not fault.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(to.cast::<i8>()) };
     }
 }

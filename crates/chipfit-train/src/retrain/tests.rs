@@ -174,6 +174,7 @@ fn everything() -> Config {
         ema: Some(0.9),
         weight_decay: 0.01,
         scales: Scales::Weights,
+        narrow: Some(0.01),
         patience: Some(2),
         curriculum: Curriculum { start: 0.2, ramp: 0.5 },
         ..config()
@@ -251,6 +252,41 @@ fn estimated_scales_fit_the_masters() {
     assert!(last.iter().all(|scale| *scale == last[0]));
     let lowered = Program::lower(&outcome.model.unwrap(), &LowerOptions::default()).unwrap();
     assert_eq!(lowered.steps(), simulator.program().steps());
+}
+
+#[test]
+fn narrowed_ranges_cut_off_the_share_and_nothing_at_input_and_output() {
+    let original = Program::lower(&network(), &LowerOptions::default()).unwrap();
+    let config = Config { narrow: Some(0.02), rate: 0.0, steps: Some(1), ..config() };
+    let (outcome, simulator) = Job::new(config).run(&mut Silent);
+    let program = simulator.program();
+    for (before, after) in original.tensors().iter().zip(program.tensors()) {
+        let is_end = [original.input(), original.output()].iter().any(|&id| original.tensor(id).name == before.name);
+        if is_end {
+            assert_eq!(before.scale, after.scale, "{}", before.name);
+        } else {
+            assert!(after.scale < 0.9 * before.scale, "{}: {} to {}", before.name, before.scale, after.scale);
+        }
+        assert_eq!(before.zero_point, after.zero_point);
+    }
+    // Real values of weights and biases stay, to half a step.
+    let (before, after) = (crate::Masters::from_program(&original).unwrap(), outcome.state.masters);
+    for ((old, new), parameter) in before.values().iter().zip(after.values()).zip(after.parameters()) {
+        for (at, (old, new)) in old.iter().zip(new).enumerate() {
+            let step = parameter.scales[at / parameter.per_channel()];
+            assert!((old - new).abs() <= 0.51 * step, "{}", parameter.name);
+        }
+    }
+    // The share of saturated values, on pictures of the same kind.
+    let relu = program.steps()[0].output;
+    let mut simulator = Simulator::new(program.clone(), SimulatorOptions::default()).unwrap();
+    let set = pictures(100, 9);
+    let batch = chipfit_npu::Batch { pictures: &set.ids, input: &set.bytes };
+    let request = chipfit_npu::Request { batch, trial: 0, views: &[], wanted: &[relu] };
+    let trace = simulator.forward(&request).unwrap();
+    let bytes = &trace.tensors[&relu];
+    let share = bytes.iter().filter(|&&byte| byte == 255).count() as f64 / bytes.len() as f64;
+    assert!((0.005..0.04).contains(&share), "{share}");
 }
 
 #[test]
