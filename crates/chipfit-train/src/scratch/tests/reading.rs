@@ -138,6 +138,14 @@ fn what_cannot_be_trained_is_named() {
     assert!(refusal(net.model(2)).contains("'pool'"));
 
     let mut net = Small::new([2, 4, 4]);
+    net.window("AveragePool", "vast", 1 << 62, 1 << 62, [(1 << 62) - 1; 4], 1);
+    assert!(refusal(net.model(2)).contains("'vast'"));
+
+    let mut net = Small::new([2, 4, 4]);
+    net.conv("far", [2, 2, 1, 1], 1 << 62, [i64::MAX; 4], 1);
+    assert!(refusal(net.model(2)).contains("'far'"));
+
+    let mut net = Small::new([2, 4, 4]);
     net.op("Flatten", "flat", &[], vec![attr_i("axis", 2)]);
     assert!(refusal(net.model(2)).contains("'axis' is 2"));
 
