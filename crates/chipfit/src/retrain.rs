@@ -13,6 +13,7 @@ pub(crate) mod folder;
 pub(crate) mod measure;
 mod page;
 mod pictures;
+mod scratch;
 pub(crate) mod show;
 
 use std::collections::BTreeMap;
@@ -48,7 +49,14 @@ use pictures::{Quantised, at_most, hold_out};
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
     /// The quantised (QDQ) ONNX model
-    model: PathBuf,
+    #[arg(required_unless_present = "from_scratch")]
+    model: Option<PathBuf>,
+    /// Train this network of the zoo in fp32 first, fold and calibrate it (lenet5, mobilenet-fashion, resnet8)
+    #[arg(long, value_name = "NETWORK", conflicts_with = "model")]
+    from_scratch: Option<String>,
+    /// Passes over the training pictures in fp32 [default: what suits the network]
+    #[arg(long, value_name = "N", requires = "from_scratch", value_parser = clap::value_parser!(u64).range(1..))]
+    scratch_epochs: Option<u64>,
     #[command(flatten)]
     data: DataFlags,
     /// Pictures that measure the accuracy before and after [default: the test split of --data]
@@ -95,14 +103,15 @@ struct Sets {
 /// Runs or resumes.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let begin = Instant::now();
-    let model = options::open(&arguments.model)?;
-    let program = arguments.processor.program.lower(&model, &arguments.model)?;
+    let path = scratch::model_path(arguments)?;
+    let model = options::open(&path)?;
+    let program = arguments.processor.program.lower(&model, &path)?;
     for warning in program.warnings() {
         note(&format!("warning: {warning}"));
     }
     let config = arguments.training.config(arguments.seed);
     config.check().map_err(|error| usage(error.to_string()))?;
-    let (sets, mut manifest) = open_sets(arguments, &model, &program, config)?;
+    let (sets, mut manifest) = open_sets(arguments, &path, &model, &program, config)?;
     manifest.faults = arguments.faults.faults.as_deref().map(read_text).transpose()?;
     manifest.tmr = arguments.faults.tmr.as_deref().map(read_text).transpose()?;
     let folder = Folder::create(&arguments.output, manifest)?;
@@ -147,9 +156,15 @@ fn hash(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn open_sets(arguments: &Arguments, model: &Model, program: &Program, config: Config) -> Result<(Sets, Manifest)> {
+fn open_sets(
+    arguments: &Arguments,
+    path: &Path,
+    model: &Model,
+    program: &Program,
+    config: Config,
+) -> Result<(Sets, Manifest)> {
     let data = &arguments.data;
-    let (preprocess, _) = data.preprocess.resolve(&arguments.model, &PictureInput::of(model)?)?;
+    let (preprocess, _) = data.preprocess.resolve(path, &PictureInput::of(model)?)?;
     note(&format!("preprocessing: {preprocess}"));
     let all = at_most(data.open(PreferredSplit::Train)?, arguments.pictures, "--pictures")?;
     let test = match &arguments.test {
@@ -170,8 +185,8 @@ fn open_sets(arguments: &Arguments, model: &Model, program: &Program, config: Co
     let manifest = Manifest {
         kind: KIND.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        model: arguments.model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        model_sha256: hash(&std::fs::read(&arguments.model)?),
+        model: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        model_sha256: hash(&std::fs::read(path)?),
         training: all.fingerprint().to_string(),
         test: test.fingerprint().to_string(),
         preprocessing: preprocess.to_string(),

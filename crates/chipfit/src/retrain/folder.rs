@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::measure::Measured;
+use super::scratch::is_scratch;
 use crate::failure::usage;
 
 /// What decides the result of a run.
@@ -89,8 +90,7 @@ impl Folder {
             }
             return Ok(folder);
         }
-        let unreadable = || format!("cannot read '{}'", path.display());
-        if path.exists() && fs::read_dir(path).with_context(unreadable)?.next().is_some() {
+        if path.exists() && !holds_only_scratch(path)? {
             return Err(usage(format!("-o '{}' is not empty and holds no retraining run", path.display())));
         }
         fs::create_dir_all(path).with_context(|| format!("cannot create '{}'", path.display()))?;
@@ -165,6 +165,13 @@ impl Folder {
         let lines = BufReader::new(file).lines().map_while(std::io::Result::ok);
         Ok(lines.map_while(|line| serde_json::from_str(&line).ok()).collect())
     }
+}
+
+/// Whether a folder holds nothing but what training from scratch writes.
+pub(super) fn holds_only_scratch(path: &Path) -> Result<bool> {
+    let files = fs::read_dir(path).with_context(|| format!("cannot read '{}'", path.display()))?;
+    let mut files = files.map(|file| file.map(|file| is_scratch(&file.path())));
+    Ok(files.try_fold(true, |all, is_one| is_one.map(|one| all && one))?)
 }
 
 /// Appends a line to the history.
