@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::Length;
-use crate::setup::{data, venv};
+use crate::setup::{data, torch, venv};
 use crate::shell::{Repo, output, run, works};
 
 /// Our crates and which of ours each may link, directly or not (ARCHITECTURE.md). A crate that is not here fails.
@@ -95,10 +95,22 @@ pub(crate) fn test(repo: &Repo, length: Length) -> Result<()> {
             failed.push(script);
         }
     }
+    if length == Length::Long && gradients(repo).is_err() {
+        failed.push("gradients");
+    }
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
     }
     Ok(())
+}
+
+/// Gradients against PyTorch, which is large: on long runs only. The normal tests read `tests/golden`.
+fn gradients(repo: &Repo) -> Result<()> {
+    let python = torch(repo)?;
+    run(&mut repo.cargo(&["build", "--package", "chipfit-train", "--examples"]))?;
+    let mut command = repo.command(&python, &["tests/python/gradients.py"]);
+    command.env("CHIPFIT", repo.built("debug/chipfit")).env("CHIPFIT_TRAIN_EXAMPLES", repo.built("debug/examples"));
+    run(&mut command)
 }
 
 /// Regenerates the ONNX schema's code, or with `--check` tells whether it is stale.

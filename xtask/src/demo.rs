@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::Length;
-use crate::setup::{data, environment, models, venv};
+use crate::setup::{data, models, torch, venv};
 use crate::shell::{Repo, run};
 
 /// Rewrites a real text detector, proves it and times it in ONNX Runtime; then quantises a classifier and strikes it.
@@ -36,12 +36,29 @@ pub(crate) fn bench(repo: &Repo, arguments: &[&str]) -> Result<()> {
 
 /// Measures the simulated processor; the arguments go to the script.
 pub(crate) fn bench_processor(repo: &Repo, arguments: &[&str]) -> Result<()> {
-    let python =
-        environment(repo, "venv-processor", "benches/requirements-processor.txt", "import torch, onnxruntime")?;
+    let python = torch(repo)?;
     let chipfit = build(repo)?;
     run(&mut repo.cargo(&["build", "--release", "--quiet", "--package", "chipfit-npu", "--example", "worker"]))?;
     let mut command = repo.command(python, &["benches/processor.py"]);
     command.arg("--worker").arg(repo.built("release/examples/worker"));
+    run(command.args(arguments).env("CHIPFIT", chipfit))
+}
+
+/// Measures training passes; the arguments go to the script.
+pub(crate) fn bench_training(repo: &Repo, arguments: &[&str]) -> Result<()> {
+    let python = torch(repo)?;
+    let chipfit = build(repo)?;
+    run(&mut repo.cargo(&[
+        "build",
+        "--release",
+        "--quiet",
+        "--package",
+        "chipfit-train",
+        "--example",
+        "train_worker",
+    ]))?;
+    let mut command = repo.command(python, &["benches/training.py"]);
+    command.arg("--worker").arg(repo.built("release/examples/train_worker"));
     run(command.args(arguments).env("CHIPFIT", chipfit))
 }
 

@@ -21,7 +21,8 @@ use crate::shell::Repo;
 const HELP: &str = "\
 cargo xtask CHORE
 
-  test [--long]   everything that must hold, in the order it fails; --long adds 20,000 random settings and OpenVINO
+  test [--long]   everything that must hold, in the order it fails; --long adds 20,000 random settings,
+                  OpenVINO and gradients beside PyTorch
   demo            fetch a real text detector, rewrite, prove and time it; quantise a classifier, strike it, write the pages
   data            fetch the real models, pictures, data sets and the ONNX node tests
   venv [--long]   make the Python environment of the oracles (onnx, onnxruntime, numpy, pillow; --long: OpenVINO)
@@ -29,6 +30,8 @@ cargo xtask CHORE
   arm             build the kernels' tests for AArch64 and run them under user-mode emulation (Debian packages, 190 MB)
   bench processor [ARG..]
                   measure the simulated processor beside ONNX Runtime, PyTorch and PyTorchFI (docs/benchmarks-processor.md)
+  bench training [ARG..]
+                  measure training passes beside PyTorch (docs/benchmarks-training.md)
   gen [--check]   regenerate the ONNX schema's code; --check fails when it is stale
 ";
 
@@ -56,6 +59,7 @@ fn run() -> Result<()> {
         ("venv", []) => setup::venv(&repo, Length::Normal).map(drop)?,
         ("venv", ["--long"]) => setup::venv(&repo, Length::Long).map(drop)?,
         ("bench", ["processor", rest @ ..]) => demo::bench_processor(&repo, rest)?,
+        ("bench", ["training", rest @ ..]) => demo::bench_training(&repo, rest)?,
         ("bench", rest) => demo::bench(&repo, rest)?,
         ("arm", []) => arm::test(&repo)?,
         ("gen", []) => checks::generate(&repo, &[])?,

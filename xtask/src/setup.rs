@@ -24,6 +24,11 @@ pub(crate) fn venv(repo: &Repo, length: Length) -> Result<PathBuf> {
     environment(repo, name, requirements, "import onnx, onnxruntime")
 }
 
+/// A Python with PyTorch beside what the oracles need: for measurements and long tests.
+pub(crate) fn torch(repo: &Repo) -> Result<PathBuf> {
+    environment(repo, "venv-processor", "benches/requirements-processor.txt", "import torch, onnxruntime")
+}
+
 /// A Python environment of this name with the packages that a file lists; `probe` is a statement that must work in it.
 pub(crate) fn environment(repo: &Repo, name: &str, requirements: &str, probe: &str) -> Result<PathBuf> {
     let folder = repo.cache(name);

@@ -2,10 +2,11 @@
 //!
 //! Unknown keys are errors; paths are relative to the file. Everything is checked here that needs no model.
 
-use std::num::{NonZeroU32, NonZeroU64};
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use chipfit_wire::message::{Limits, MINIMUM_FRAME, MINIMUM_IN_FLIGHT};
 use serde::{Deserialize, Serialize};
 
 use crate::error::AgentError;
@@ -36,25 +37,43 @@ pub enum Rounding {
     Fixed,
 }
 
+impl Rounding {
+    /// The name in files and flags.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Onnx => "onnx",
+            Self::Fixed => "fixed",
+        }
+    }
+}
+
 /// Bounds on what a trainer can make the device hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// Bytes of one frame.
-    pub frame_bytes: NonZeroU32,
-    /// Bytes of a model.
-    pub model_bytes: NonZeroU64,
+pub struct Bounds {
+    /// Bytes of one frame's payload.
+    pub frame_bytes: u32,
+    /// Bytes of one tensor.
+    pub tensor_bytes: u32,
+    /// Bytes of one message: a model, a batch of pictures, a trace.
+    pub message_bytes: u32,
     /// Bytes of pictures kept.
     pub cache_bytes: u64,
-    /// Trainers served at once; another one is told that the device is busy.
-    pub sessions: NonZeroU32,
+    /// Trainers that may be connected at once; one of them works, the others are told that the device is busy.
+    pub sessions: NonZeroU16,
 }
 
-impl Default for Limits {
+impl Default for Bounds {
     fn default() -> Self {
-        const FRAME: NonZeroU32 = NonZeroU32::new(64 << 20).unwrap();
-        const MODEL: NonZeroU64 = NonZeroU64::new(256 << 20).unwrap();
-        Self { frame_bytes: FRAME, model_bytes: MODEL, cache_bytes: 256 << 20, sessions: NonZeroU32::MIN }
+        const FOUR: NonZeroU16 = NonZeroU16::new(4).unwrap();
+        let limits = Limits::default();
+        Self {
+            frame_bytes: limits.frame,
+            tensor_bytes: limits.tensor,
+            message_bytes: limits.in_flight,
+            cache_bytes: 256 << 20,
+            sessions: FOUR,
+        }
     }
 }
 
@@ -74,20 +93,16 @@ pub struct DeviceConfig {
     pub threads: Option<NonZeroU32>,
     /// Kernels of the simulated processor; the fastest here when absent. Results never depend on it.
     pub isa: Option<String>,
-    /// How accumulators become bytes.
-    pub requantize: Rounding,
-    /// Compute nodes that the simulated processor lacks in float.
-    pub float_fallback: bool,
+    /// How accumulators become bytes; what the trainer asks for when absent. A trainer that asks for another one is refused.
+    pub requantize: Option<Rounding>,
     /// The ONNX Runtime library; that of a Python installation when absent.
     pub onnxruntime: Option<PathBuf>,
     /// The device's bundle (`chipfit pki device NAME`).
     pub pki: Option<PathBuf>,
-    /// A folder where pictures outlive a restart; memory only when absent. Safe to delete at any time.
-    pub cache: Option<PathBuf>,
     /// Seconds that the processor may take for one request before it counts as hung and is started anew.
     pub deadline_s: f64,
     /// Bounds on what a trainer can make the device hold.
-    pub limits: Limits,
+    pub limits: Bounds,
 }
 
 impl Default for DeviceConfig {
@@ -99,13 +114,11 @@ impl Default for DeviceConfig {
             seed: 0,
             threads: None,
             isa: None,
-            requantize: Rounding::default(),
-            float_fallback: false,
+            requantize: None,
             onnxruntime: None,
             pki: None,
-            cache: None,
             deadline_s: 60.0,
-            limits: Limits::default(),
+            limits: Bounds::default(),
         }
     }
 }
@@ -121,7 +134,7 @@ impl DeviceConfig {
         let text = text.map_err(|_| bad("it is no text".to_owned()))?;
         let mut config = Self::parse(&text).map_err(bad)?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        let paths = [&mut config.faults, &mut config.onnxruntime, &mut config.pki, &mut config.cache];
+        let paths = [&mut config.faults, &mut config.onnxruntime, &mut config.pki];
         for path in paths.into_iter().flatten() {
             *path = folder.join(&*path);
         }
@@ -150,8 +163,13 @@ impl DeviceConfig {
         if !(0.1..=86_400.0).contains(&self.deadline_s) {
             return Err(format!("deadline_s is {}; 0.1 to 86400 seconds are allowed", self.deadline_s));
         }
-        if self.limits.frame_bytes.get() < 1 << 16 {
-            return Err(format!("limits.frame_bytes is {}; at least 65536 are needed", self.limits.frame_bytes));
+        let bounds = &self.limits;
+        let least = [
+            ("frame_bytes", bounds.frame_bytes, MINIMUM_FRAME),
+            ("message_bytes", bounds.message_bytes, MINIMUM_IN_FLIGHT),
+        ];
+        if let Some((key, value, least)) = least.into_iter().find(|(_, value, least)| value < least) {
+            return Err(format!("limits.{key} is {value}; at least {least} are needed"));
         }
         let is_sim = self.processor == ProcessorKind::Sim;
         let foreign = [
@@ -197,22 +215,21 @@ processor = "onnxruntime"
 seed = 7
 threads = 2
 requantize = "fixed"
-float_fallback = true
 onnxruntime = "lib.so"
 pki = "bundle"
-cache = "pictures"
 deadline_s = 2.5
 [limits]
 frame_bytes = 1_000_000
-model_bytes = 2_000_000
+tensor_bytes = 2_000_000
+message_bytes = 3_000_000
 cache_bytes = 0
 sessions = 3
 "#;
         let config = DeviceConfig::parse(text).expect("a valid file");
         assert_eq!(config.processor, ProcessorKind::OnnxRuntime);
-        assert_eq!(config.requantize, Rounding::Fixed);
+        assert_eq!(config.requantize, Some(Rounding::Fixed));
         assert_eq!(config.deadline(), Duration::from_millis(2500));
-        assert_eq!((config.limits.frame_bytes.get(), config.limits.sessions.get()), (1_000_000, 3));
+        assert_eq!((config.limits.frame_bytes, config.limits.sessions.get()), (1_000_000, 3));
     }
 
     #[test]
@@ -233,6 +250,28 @@ sessions = 3
         for (text, part) in cases {
             let error = DeviceConfig::parse(text).expect_err(text);
             assert!(error.contains(part) && !error.contains('\n'), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_reference_page_has_every_key() {
+        let page = include_str!("../../../docs/device.md");
+        let config = DeviceConfig {
+            faults: Some("f".into()),
+            threads: NonZeroU32::new(1),
+            isa: Some("x".into()),
+            requantize: Some(Rounding::Onnx),
+            onnxruntime: Some("o".into()),
+            pki: Some("p".into()),
+            ..DeviceConfig::default()
+        };
+        let value = serde_json::to_value(&config).expect("plain values");
+        let keys = |value: &serde_json::Value| -> Vec<String> {
+            value.as_object().map(|object| object.keys().cloned().collect()).unwrap_or_default()
+        };
+        let own = keys(&value).into_iter().filter(|key| key != "limits");
+        for key in own.chain(value.get("limits").map(keys).unwrap_or_default()) {
+            assert!(page.contains(&format!("| `{key}` |")), "docs/device.md has no row for '{key}'");
         }
     }
 

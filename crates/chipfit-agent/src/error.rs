@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use chipfit_wire::message::Code;
+
 /// Why the agent or the link to it could not do something.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -62,6 +64,14 @@ pub enum AgentError {
         /// What was expected, with an example.
         what: &'static str,
     },
+    /// Nothing says whom to believe.
+    #[error(
+        "no certificates: name the bundle in the configuration (pki = \"FOLDER\", made by chipfit pki), or allow plain TCP on this machine only with --insecure-loopback"
+    )]
+    NoBundle,
+    /// Certificates and plain TCP at once.
+    #[error("--insecure-loopback has no meaning with certificates; leave it out")]
+    BundleAndPlain,
     /// Plain TCP was asked for beyond loopback.
     #[error(
         "{address} is not on loopback: without TLS only 127.0.0.1 and ::1 are allowed; take certificates (chipfit pki)"
@@ -77,6 +87,28 @@ pub enum AgentError {
         peer: String,
         /// The system's or TLS's words.
         source: io::Error,
+    },
+    /// The device could not do what it was asked, or could not be reached for too long.
+    #[error("{peer}: {}{what}", code.map_or(String::new(), |code| format!("{}: ", code.name())))]
+    Device {
+        /// Address of the device.
+        peer: String,
+        /// What went wrong; none when the device could not be reached.
+        code: Option<Code>,
+        /// In words, with what to do.
+        what: String,
+    },
+    /// The model or an argument cannot be used.
+    #[error(transparent)]
+    Processor(#[from] chipfit_npu::ProcessorError),
+    /// The model cannot be lowered.
+    #[error(transparent)]
+    Lower(#[from] chipfit_npu::lower::LowerError),
+    /// The model cannot be sent.
+    #[error("the model cannot be sent: {what}")]
+    Model {
+        /// Why, and what to do.
+        what: String,
     },
     /// Something took longer than it may.
     #[error("{peer}: {what} took longer than {} s", limit.as_secs_f64())]

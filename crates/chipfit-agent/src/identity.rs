@@ -9,6 +9,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::error::AgentError;
 use crate::files;
+use crate::name::DeviceName;
+use crate::tls;
 
 /// The authority's certificate within a bundle.
 pub const CA_FILE: &str = "ca.pem";
@@ -54,6 +56,11 @@ impl Identity {
         let (path, bytes) = read(KEY_FILE)?;
         let key = PrivateKeyDer::from_pem_slice(&bytes).map_err(bad(&path))?;
         Ok(Self { folder: folder.to_owned(), roots: Arc::new(roots), chain, key })
+    }
+
+    /// Whether the own certificate is for the device `name`.
+    pub(crate) fn is_for(&self, name: &DeviceName) -> bool {
+        self.chain.first().is_some_and(|certificate| tls::names(certificate, name))
     }
 
     pub(crate) fn roots(&self) -> Arc<RootCertStore> {

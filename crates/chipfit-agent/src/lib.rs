@@ -9,17 +9,34 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+mod constants;
+pub mod daemon;
 pub mod error;
 mod files;
+mod host;
 pub mod identity;
+mod link;
+pub mod log;
+mod lowering;
 pub mod name;
 pub mod pki;
+mod recover;
+pub mod remote;
+pub mod report;
 pub mod shape;
 pub mod stream;
 pub mod tls;
+mod trainer;
+pub mod worker;
 
+pub use chipfit_wire::message::Mode as WireMode;
 pub use config::DeviceConfig;
+pub use daemon::Daemon;
 pub use error::AgentError;
 pub use identity::Identity;
+pub use log::LogEvent;
 pub use name::DeviceName;
-pub use shape::LinkShape;
+pub use remote::{DeviceAddress, RemoteOptions, RemoteProcessor, Trust};
+pub use report::{LinkMeter, LinkReport};
+pub use shape::{Delay, LinkShape, Rate};
+pub use trainer::LogSink;

@@ -84,28 +84,69 @@ impl fmt::Debug for DeviceSecurity {
 pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
+/// Who is at the other end.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    certificate: Option<CertificateDer<'static>>,
+}
+
+impl Peer {
+    /// Whether the peer may call itself `name`: its certificate says so, or there is none because the link is plain.
+    pub fn may_be(&self, name: &DeviceName) -> bool {
+        self.certificate.as_ref().is_none_or(|certificate| tls::names(certificate, name))
+    }
+}
+
 /// A connection that is up: the peer has shown who it is.
 pub struct Connection {
     stream: Box<dyn Duplex>,
-    certificate: Option<CertificateDer<'static>>,
+    peer: Peer,
 }
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("tls", &self.certificate.is_some()).finish_non_exhaustive()
+        f.debug_struct("Connection").field("peer", &self.peer).finish_non_exhaustive()
     }
 }
 
 impl Connection {
-    /// Whether the peer may call itself `name`: its certificate says so, or there is none because the link is plain.
-    pub fn may_be(&self, name: &DeviceName) -> bool {
-        self.certificate.as_ref().is_none_or(|certificate| tls::names(certificate, name))
+    fn new(stream: Box<dyn Duplex>, certificate: Option<CertificateDer<'static>>) -> Self {
+        Self { stream, peer: Peer { certificate } }
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     /// The bytes.
     pub fn into_stream(self) -> Box<dyn Duplex> {
         self.stream
     }
+}
+
+/// Whether this is the other end's word that the certificates do not fit: trying again would not help.
+pub(crate) fn is_refusal(error: &io::Error) -> bool {
+    use rustls::{AlertDescription as Alert, Error};
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    matches!(
+        inner,
+        Some(
+            Error::InvalidCertificate(_)
+                | Error::NoCertificatesPresented
+                | Error::AlertReceived(
+                    Alert::UnknownCA
+                        | Alert::BadCertificate
+                        | Alert::UnsupportedCertificate
+                        | Alert::CertificateUnknown
+                        | Alert::CertificateExpired
+                        | Alert::CertificateRevoked
+                        | Alert::CertificateRequired
+                        | Alert::AccessDenied
+                        | Alert::DecryptError
+                )
+        )
+    )
 }
 
 /// Whether plain TCP may be spoken with this address.
@@ -139,12 +180,12 @@ async fn connect_now(
     let counted = Counted { inner: tcp, counters };
     let link: Box<dyn Duplex> = if shape.is_open() { Box::new(counted) } else { Box::new(shaped(counted, shape)) };
     match security {
-        TrainerSecurity::InsecureLoopback => Ok(Connection { stream: link, certificate: None }),
+        TrainerSecurity::InsecureLoopback => Ok(Connection::new(link, None)),
         TrainerSecurity::Tls(config) => {
             let connector = TlsConnector::from(Arc::clone(config));
             let stream = connector.connect(tls::placeholder(), link).await.map_err(refused())?;
             let certificate = peer_certificate(stream.get_ref().1.peer_certificates()).map_err(refused())?;
-            Ok(Connection { stream: Box::new(stream), certificate: Some(certificate) })
+            Ok(Connection::new(Box::new(stream), Some(certificate)))
         }
     }
 }
@@ -178,7 +219,7 @@ pub async fn accept(tcp: TcpStream, peer: SocketAddr, security: &DeviceSecurity)
             if !is_loopback(peer.ip()) {
                 return Err(AgentError::PlainBeyondLoopback { address: name });
             }
-            Ok(Connection { stream: Box::new(tcp), certificate: None })
+            Ok(Connection::new(Box::new(tcp), None))
         }
         DeviceSecurity::Tls(config) => {
             let accepting = TlsAcceptor::from(Arc::clone(config)).accept(tcp);
@@ -186,7 +227,7 @@ pub async fn accept(tcp: TcpStream, peer: SocketAddr, security: &DeviceSecurity)
                 || AgentError::Timeout { peer: name.clone(), what: "the TLS handshake", limit: HANDSHAKE_LIMIT };
             let stream = timeout(HANDSHAKE_LIMIT, accepting).await.map_err(|_| limit())?.map_err(refused())?;
             let certificate = peer_certificate(stream.get_ref().1.peer_certificates()).map_err(refused())?;
-            Ok(Connection { stream: Box::new(stream), certificate: Some(certificate) })
+            Ok(Connection::new(Box::new(stream), Some(certificate)))
         }
     }
 }

@@ -71,6 +71,17 @@ pub fn trainer_config(identity: &Identity, expected: Option<&DeviceName>) -> Res
     Ok(Arc::new(config))
 }
 
+/// Random bytes of the same provider.
+///
+/// # Errors
+/// [`AgentError::Making`] when the system has none.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], AgentError> {
+    let mut bytes = [0; N];
+    let filled = ring::default_provider().secure_random.fill(&mut bytes);
+    filled.map_err(|_| AgentError::Making { what: "the system gives no random numbers".to_owned() })?;
+    Ok(bytes)
+}
+
 /// The name as TLS spells it.
 pub(crate) fn server_name(name: &DeviceName) -> ServerName<'static> {
     // A DeviceName is a DNS name by construction; were it not, no certificate would match the placeholder.

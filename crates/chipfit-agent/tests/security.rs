@@ -113,8 +113,8 @@ fn a_device_can_only_call_itself_what_its_certificate_says() {
         let (there, here) = tokio::join!(serve, ask);
         there.expect("accepted");
         let here = here.expect("connected");
-        assert!(here.may_be(&name("camera")));
-        assert!(!here.may_be(&name("gate")));
+        assert!(here.peer().may_be(&name("camera")));
+        assert!(!here.peer().may_be(&name("gate")));
     });
 }
 

@@ -11,7 +11,7 @@ use std::time::Instant;
 use chipfit_data::{Colour, DataSet, Layout, OpenOptions, Preprocess, preprocess_path};
 use chipfit_model::onnx::{Overwrite, write_atomically};
 use chipfit_model::zoo::{self, ZooOptions};
-use chipfit_train::scratch::{self, Config, Event, MemoryPictures, Network};
+use chipfit_train::scratch::{self, Config, Event, MemoryPictures, Network, PixelScale};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -27,10 +27,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let model = zoo::build(network, &ZooOptions { batch: None, ..ZooOptions::default() })?;
     let [channels, height, width] = Network::from_model(&model)?.picture();
     let colour = if channels == 1 { Colour::Grey } else { Colour::Rgb };
+    let scale = PixelScale::for_channels(channels);
     let how = Preprocess {
-        // Grey pictures keep their black background at 0, where views move pixels in; others are centred.
-        mean: vec![if channels == 1 { 0.0 } else { 120.0 }],
-        std: vec![if channels == 1 { 128.0 } else { 64.0 }],
+        mean: vec![scale.mean],
+        std: vec![scale.std],
         ..Preprocess::raw([height, width], Layout::Nchw, colour)
     };
     let load = |spec: &str| -> Result<MemoryPictures, Box<dyn Error>> {

@@ -1,11 +1,13 @@
 //! Size and speed of weight increments on synthetic changes, as in docs/wire.md.
 //!
-//! `cargo run --release -p chipfit-wire --example increment_speed [-- WEIGHTS [LAW]]`, by default 4,000,000 weights and
-//! geometric magnitudes; LAW is `geometric`, `heavy`, or `clustered`. Speeds are megabytes of raw weights per second of one
-//! core's processor time, the best of eight batches. Peers that need no coder are counted, not run: COO spends five bytes a change,
-//! gap16 three, a bitmap an eighth of a byte a weight and one a change.
+//! `cargo run --release -p chipfit-wire --example increment_speed [-- WEIGHTS [LAW [DENSITY]]]`, by default 4,000,000
+//! weights and geometric magnitudes; LAW is `geometric`, `heavy` or `clustered`. With a DENSITY the differences
+//! themselves go to standard output, for other compressors to try. Speeds are megabytes of raw weights per second of one
+//! core's processor time, the best of eight batches. Peers that need no coder are counted, not run: COO spends five bytes
+//! a change, gap16 three, a bitmap an eighth of a byte a weight and one a change.
 
 use std::hint::black_box;
+use std::io::Write;
 use std::time::Instant;
 
 use chipfit_wire::entropy::measure::Bound;
@@ -81,6 +83,14 @@ fn main() {
     let mut args = std::env::args().skip(1);
     let n: usize = args.next().and_then(|n| n.parse().ok()).unwrap_or(4_000_000);
     let law = args.next().unwrap_or_else(|| "geometric".to_owned());
+    if let Some(density) = args.next().and_then(|density| density.parse().ok()) {
+        let (old, new) = versions(n, density, &law);
+        let differences: Vec<u8> = old.iter().zip(&new).map(|(o, n)| n.wrapping_sub(*o).cast_unsigned()).collect();
+        if let Err(error) = std::io::stdout().lock().write_all(&differences) {
+            eprintln!("differences: {error}");
+        }
+        return;
+    }
     println!("{n} weights, {law} changes");
     println!("density  bytes     of bound  raw/bytes  encode MB/s  decode MB/s  COO bytes  gap16 bytes  bitmap bytes");
     for density in [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4] {

@@ -15,6 +15,8 @@ mod sparse;
 #[cfg(test)]
 mod tests;
 mod threshold;
+#[cfg(test)]
+mod twin;
 
 pub use threshold::{Rule, hold_back};
 
@@ -295,4 +297,20 @@ pub fn decode_changes(bytes: &[u8], weights: &[i8], biases: &[i32]) -> Result<Ch
         .map(|(at, (_, new))| (at, *new))
         .collect();
     Ok(Changes { weights, biases })
+}
+
+/// Splits changes of a concatenation into those of its tensors, of `elems` elements each: position within the tensor and
+/// value. Changes behind the last tensor are left out; positions must rise, as [`decode_changes`] gives them.
+pub fn by_tensor<T: Copy>(changes: &[(u32, T)], elems: &[usize]) -> Vec<Vec<(u32, T)>> {
+    let mut rest = changes;
+    let mut start = 0u64;
+    let mut tensors = Vec::with_capacity(elems.len());
+    for elems in elems {
+        let end = start.saturating_add(*elems as u64);
+        let (inside, after) = rest.split_at(rest.partition_point(|(at, _)| u64::from(*at) < end));
+        // Below 2^32, since `at` is.
+        tensors.push(inside.iter().map(|(at, value)| ((u64::from(*at) - start) as u32, *value)).collect());
+        (rest, start) = (after, end);
+    }
+    tensors
 }

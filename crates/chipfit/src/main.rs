@@ -11,6 +11,7 @@ mod bounds;
 mod check;
 mod compare;
 mod data_options;
+mod device;
 mod evaluate;
 mod extract;
 mod failure;
@@ -55,6 +56,10 @@ enum Command {
     Inject(Box<inject::Arguments>),
     Rewrite(Box<rewrite::Arguments>),
     Compare(compare::Arguments),
+    Device(device::Arguments),
+    /// The processor's process; started by `chipfit device`
+    #[command(hide = true)]
+    DeviceWorker,
     Evaluate(Box<evaluate::Arguments>),
     Quantize(Box<quantize::Arguments>),
     Pki(pki::Arguments),
@@ -70,6 +75,8 @@ fn main() -> ExitCode {
         Command::Inject(a) => (a.json, inject::run(&a)),
         Command::Rewrite(a) => (a.json, rewrite::run(&a)),
         Command::Compare(a) => (a.json, compare::run(&a)),
+        Command::Device(a) => (a.json, device::run(&a)),
+        Command::DeviceWorker => device::worker(),
         Command::Evaluate(a) => (a.json, evaluate::run(&a)),
         Command::Quantize(a) => (a.json, quantize::run(&a)),
         Command::Pki(a) => (false, pki::run(&a)),

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use chipfit_agent::LinkReport;
 use chipfit_data::{DataSet, PreferredSplit};
 use chipfit_model::Model;
 use chipfit_model::onnx::Overwrite;
@@ -105,7 +106,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     manifest.faults = arguments.faults.faults.as_deref().map(read_text).transpose()?;
     manifest.tmr = arguments.faults.tmr.as_deref().map(read_text).transpose()?;
     let folder = Folder::create(&arguments.output, manifest)?;
-    let mut bench = Bench::open(arguments, &model, program)?;
+    let mut bench = Bench::open(arguments, &model, program, folder.identity()?)?;
     note(&format!("processor: {}", bench.processor().describe()));
 
     let mut measured = folder.measured()?;
@@ -202,7 +203,8 @@ fn without_split(spec: &str) -> &str {
 pub(crate) struct Ending {
     pub(crate) outcome: Outcome,
     pub(crate) seconds: f64,
-    pub(crate) traffic: Traffic,
+    /// What the links cost in it.
+    pub(crate) link: Option<LinkReport>,
     /// Steps of this session; a resumed run made the others before.
     pub(crate) steps: u64,
 }
@@ -251,6 +253,7 @@ impl Job<'_> {
         bench.load_twin(self.model)
     }
 
+    /// On the processor, with its errors.
     fn retrain(&mut self, bench: &mut Bench) -> Result<Ending> {
         self.train(bench, "retrained")
     }
@@ -258,7 +261,10 @@ impl Job<'_> {
     /// One run of the trainer; `reference` is made on the twin.
     fn train(&mut self, bench: &mut Bench, name: &'static str) -> Result<Ending> {
         let is_reference = name == "reference";
-        let config = &self.folder.manifest.config;
+        // What retraining alone does is measured on the ranges as they came.
+        let full = &self.folder.manifest.config;
+        let plain = Config { narrow: None, ..full.clone() };
+        let config = if is_reference { &plain } else { full };
         let teacher = match self.arguments.training.has_teacher() {
             true => Some(self.teacher(bench)?),
             false => None,
@@ -274,15 +280,15 @@ impl Job<'_> {
             checkpoint: Some(checkpoint.clone()),
         };
         let clock = Instant::now();
-        let before = bench.traffic();
+        let before = bench.link();
         let mut watcher = Watcher {
             bar: terminal::bar(if is_reference { "reference" } else { "retrain" }, 0),
             folder: self.folder,
             history: None,
             failure: None,
             steps: 0,
+            last: bench.meter().read(),
             traffic: bench.meter(),
-            last: before,
             is_kept: !is_reference,
         };
         let result = if is_reference {
@@ -300,7 +306,8 @@ impl Job<'_> {
         if outcome.resumed_from > 0 {
             note(&format!("resumed from step {}", outcome.resumed_from));
         }
-        Ok(Ending { outcome, seconds: clock.elapsed().as_secs_f64(), traffic: bench.traffic().since(&before), steps })
+        let link = bench.link().zip(before).map(|(after, before)| after.since(&before));
+        Ok(Ending { outcome, seconds: clock.elapsed().as_secs_f64(), link, steps })
     }
 
     /// Logits of the model as it came, without errors, for every training picture.

@@ -26,7 +26,7 @@ mod write;
 pub use error::ScratchError;
 pub use graph::Network;
 pub use passes::Passes;
-pub use pictures::{FloatPictures, MemoryPictures};
+pub use pictures::{FloatPictures, MemoryPictures, PixelScale};
 pub use train::{Config, Evaluation, Event, Outcome, Start, evaluate, train};
 
 #[cfg(test)]

@@ -4,6 +4,25 @@ use chipfit_npu::View;
 
 use super::error::ScratchError;
 
+/// How 8-bit pixels become values for training: `(pixel - mean) / std`, all channels alike.
+///
+/// Every value is then a multiple of a power of two, and 8-bit quantisation of the input keeps every pixel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PixelScale {
+    /// Subtracted from the pixel.
+    pub mean: f32,
+    /// Divisor.
+    pub std: f32,
+}
+
+impl PixelScale {
+    /// What suits pictures of so many channels: grey ones keep their dark background at 0, which is what views move in
+    /// and what paddings read; others are centred.
+    pub fn for_channels(channels: usize) -> Self {
+        if channels == 1 { Self { mean: 0.0, std: 128.0 } } else { Self { mean: 120.0, std: 64.0 } }
+    }
+}
+
 /// Labelled pictures. The same index always gives the same values, whatever thread asks.
 pub trait FloatPictures: Sync {
     /// How many.

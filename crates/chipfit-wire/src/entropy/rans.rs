@@ -182,7 +182,12 @@ impl<const LANES: usize> Encoder<LANES> {
         for state in self.states {
             out.extend_from_slice(&state.to_le_bytes());
         }
-        out.extend(self.words.iter().take(self.n_words).rev().flat_map(|word| word.to_le_bytes()));
+        let at = out.len();
+        out.resize(at + 2 * self.n_words, 0);
+        let (places, _) = out[at..].as_chunks_mut::<2>();
+        for (place, word) in places.iter_mut().zip(self.words.iter().take(self.n_words).rev()) {
+            *place = word.to_le_bytes();
+        }
     }
 }
 
@@ -231,15 +236,13 @@ impl<'a, const LANES: usize> Decoder<'a, LANES> {
         let (frequency, start) = table.tokens[usize::from(token)];
         // At most f ((2^18 - 1) + 1) - 1 < 2^32, and at least 4 f, so that one word always suffices.
         let state = u32::from(frequency) * (state >> PRECISION) + slot - u32::from(start);
-        self.states[lane] = if state < LOW { state << 16 | self.word() } else { state };
-        token
-    }
-
-    #[inline]
-    fn word(&mut self) -> u32 {
+        // No branch: whether a word moves in is close to random.
         let word = self.bytes.get(self.at..).and_then(|rest| rest.first_chunk::<2>());
-        self.at += 2;
-        word.map_or(0, |word| u32::from(u16::from_le_bytes(*word)))
+        let word = word.map_or(0, |word| u32::from(u16::from_le_bytes(*word)));
+        let moves = state < LOW;
+        self.at += 2 * usize::from(moves);
+        self.states[lane] = if moves { (state << 16) | word } else { state };
+        token
     }
 
     /// Checks that every lane is back at its seal; returns the bytes used.

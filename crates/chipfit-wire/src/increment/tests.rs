@@ -70,6 +70,9 @@ fn round_trip(old: &[i8], new: &[i8]) -> usize {
     let mut weights = old.to_vec();
     decode(&bytes, &mut weights, &mut []).expect("decodes");
     assert!(weights == new, "decoded weights differ");
+    if new.len() <= 20_000 {
+        assert!(twin::decode(&bytes, old, &[]).0 == new, "the format is not what docs/wire.md says");
+    }
     bytes.len()
 }
 
@@ -158,6 +161,15 @@ fn wrong_use_is_named() {
 }
 
 #[test]
+fn changes_find_their_tensors() {
+    let changes = [(0, 'a'), (2, 'b'), (3, 'c'), (7, 'd'), (9, 'e')];
+    let split = by_tensor(&changes, &[3, 0, 4, 1]);
+    assert_eq!(split, [vec![(0, 'a'), (2, 'b')], vec![], vec![(0, 'c')], vec![(0, 'd')]]);
+    assert_eq!(by_tensor::<i8>(&[], &[5]), [vec![]]);
+    assert!(by_tensor(&changes, &[]).is_empty());
+}
+
+#[test]
 fn biases_are_coded_densely() {
     let mut random = Random(2);
     let old: Vec<i32> = (0..2_000).map(|_| (random.next() >> 44) as i32 - (1 << 19)).collect();
@@ -194,6 +206,9 @@ proptest! {
         prop_assert!(bytes.len() <= new.len() + 4 * new_biases.len() + HEADER_BYTES);
         let (mut weights, mut biases) = (old.clone(), old_biases.clone());
         decode(&bytes, &mut weights, &mut biases)?;
+        prop_assert_eq!(&weights, &new);
+        prop_assert_eq!(&biases, &new_biases);
+        let (weights, biases) = twin::decode(&bytes, &old, &old_biases);
         prop_assert_eq!(&weights, &new);
         prop_assert_eq!(&biases, &new_biases);
         let changes = decode_changes(&bytes, &old, &old_biases)?;

@@ -93,6 +93,9 @@ pub(super) struct TrainingFlags {
     /// Share of the run over which simulated errors rise to their full rate
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     ramp: f64,
+    /// Before the first step, narrow the ranges of activations so far that this share of their values is cut off
+    #[arg(long, value_name = "SHARE")]
+    narrow: Option<f64>,
     /// What happens to scales
     #[arg(long, value_enum, default_value = "frozen")]
     scales: ScalesFlag,
@@ -149,6 +152,7 @@ impl TrainingFlags {
             accumulate: self.accumulate,
             ema: self.ema,
             curriculum: Curriculum { start: 0.0, ramp: self.ramp },
+            narrow: self.narrow,
             scales: match self.scales {
                 ScalesFlag::Frozen => Scales::Frozen,
                 ScalesFlag::Weights => Scales::Weights,

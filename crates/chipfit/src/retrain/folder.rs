@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 use chipfit_model::onnx::write_atomically;
 use chipfit_train::Config;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::measure::Measured;
 use crate::failure::usage;
@@ -110,6 +111,14 @@ impl Folder {
     /// Whether `path` is the folder of a retraining run.
     pub(crate) fn is_one(path: &Path) -> bool {
         Self::open(path).is_ok_and(|folder| folder.manifest.kind == KIND)
+    }
+
+    /// Identity of the run: the same when it resumes.
+    pub(crate) fn identity(&self) -> Result<[u8; 16]> {
+        let digest = Sha256::digest(serde_json::to_vec(&self.manifest)?);
+        let mut identity = [0; 16];
+        identity.copy_from_slice(&digest[..16]);
+        Ok(identity)
     }
 
     /// The path of a file in the folder.

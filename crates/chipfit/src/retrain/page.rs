@@ -22,7 +22,8 @@ pub(crate) fn page(folder: &Folder, summary: &Summary, history: &[Line]) -> Repo
         Section { title: "Training".to_owned(), blocks: training(summary, history) },
     ];
     if let Some(wire) = &summary.wire {
-        sections.push(Section { title: "Wire".to_owned(), blocks: wire.blocks() });
+        let items = wire.rows().into_iter().map(|[term, text]| Definition { term, text }).collect();
+        sections.push(Section { title: "Wire".to_owned(), blocks: vec![Block::Definitions { items }] });
     }
     Report {
         title: "Retraining".to_owned(),
@@ -135,7 +136,8 @@ fn training(summary: &Summary, history: &[Line]) -> Vec<Block> {
         ),
     ];
     if history.iter().any(|line| line.bytes_up > 0) {
-        let raw = summary.wire.as_ref().map(|wire| Reference { name: "raw".to_owned(), y: wire.raw_up_per_step });
+        let raw =
+            summary.wire.as_ref().map(|wire| Reference { name: "raw".to_owned(), y: wire.activations_raw_per_pass });
         blocks.push(curve(
             summary,
             history,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Result;
+use chipfit_agent::LinkReport;
 use serde::{Deserialize, Serialize};
 
 use super::Ending;
@@ -43,17 +44,98 @@ pub(crate) struct Summary {
     pub(crate) wire: Option<Wire>,
 }
 
-/// Bytes and time of the link.
+/// Bytes and time of the links in the retraining of this session; all devices together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Wire {
-    /// Bytes of activations that the straightforward protocol would send up in a step.
-    pub(crate) raw_up_per_step: f64,
+    /// `increments` or `straightforward`.
+    pub(crate) mode: String,
+    /// Forward passes.
+    pub(crate) passes: u64,
+    /// At the socket, a pass: TLS, frames, pictures and everything else included.
+    pub(crate) down_per_pass: f64,
+    pub(crate) up_per_pass: f64,
+    /// Updates of weights, a pass; and what they would be as they are.
+    pub(crate) weights_down_per_pass: f64,
+    pub(crate) weights_raw_per_pass: f64,
+    /// Activations, a pass; and what they would be as they are.
+    pub(crate) activations_up_per_pass: f64,
+    pub(crate) activations_raw_per_pass: f64,
+    /// The entropy bound in bytes, a pass: `sum over tensors of n * H0(observed - predicted) / 8`; only with increments.
+    pub(crate) activations_bound_per_pass: Option<f64>,
+    /// Activations that the prediction missed, a picture.
+    pub(crate) missed_per_picture: f64,
+    /// Share of passes that needed a second round.
+    pub(crate) second_rounds: f64,
+    /// Seconds of the devices, of the link (waiting beyond the devices' work), of prediction and coding here.
+    pub(crate) device_s: f64,
+    pub(crate) wire_s: f64,
+    pub(crate) coding_s: f64,
+    pub(crate) reconnects: u64,
+    pub(crate) hangs: u64,
+    pub(crate) crashes: u64,
 }
 
 impl Wire {
-    /// For the page.
-    pub(super) fn blocks(&self) -> Vec<chipfit_report::Block> {
-        Vec::new()
+    fn new(mode: &str, link: &LinkReport) -> Self {
+        let passes = link.forwards.max(1) as f64;
+        let each = |bytes: u64| bytes as f64 / passes;
+        Self {
+            mode: mode.to_owned(),
+            passes: link.forwards,
+            down_per_pass: each(link.wire_down_bytes),
+            up_per_pass: each(link.wire_up_bytes),
+            weights_down_per_pass: each(link.weights_down_bytes),
+            weights_raw_per_pass: each(link.weights_raw_bytes),
+            activations_up_per_pass: each(link.activations_up_bytes),
+            activations_raw_per_pass: each(link.activations_raw_bytes),
+            activations_bound_per_pass: (link.entropy_up_bits > 0.0).then(|| link.entropy_up_bits / 8.0 / passes),
+            missed_per_picture: link.missed_values as f64 / link.pictures.max(1) as f64,
+            second_rounds: link.second_rounds as f64 / passes,
+            device_s: link.device_seconds,
+            wire_s: link.wire_seconds,
+            coding_s: link.server_seconds,
+            reconnects: link.reconnects,
+            hangs: link.hangs,
+            crashes: link.crashes,
+        }
+    }
+
+    /// Terms and values, for the page and the terminal.
+    pub(super) fn rows(&self) -> Vec<[String; 2]> {
+        let row = |what: &str, value: String| [what.to_owned(), value];
+        let of = |bytes: f64, raw: f64| match bytes > 0.0 && raw > 0.0 {
+            true => format!("{bytes:.0} bytes; {raw:.0} raw, {:.1} times as many", raw / bytes),
+            false => format!("{bytes:.0} bytes"),
+        };
+        let mut rows = vec![
+            row("mode", self.mode.clone()),
+            row("forward passes", self.passes.to_string()),
+            row("down a pass, at the socket", format!("{:.0} bytes", self.down_per_pass)),
+            row("up a pass, at the socket", format!("{:.0} bytes", self.up_per_pass)),
+            row("weights down a pass", of(self.weights_down_per_pass, self.weights_raw_per_pass)),
+            row("activations up a pass", of(self.activations_up_per_pass, self.activations_raw_per_pass)),
+        ];
+        if let Some(bound) = self.activations_bound_per_pass {
+            let ratio = self.activations_up_per_pass / bound.max(f64::MIN_POSITIVE);
+            rows.push(row(
+                "entropy of the new errors a pass",
+                format!("{bound:.0} bytes; {ratio:.2} times that was sent"),
+            ));
+            rows.push(row("activations missed by the prediction", format!("{:.1} a picture", self.missed_per_picture)));
+            rows.push(row("passes with a second round", format!("{:.2} %", 100.0 * self.second_rounds)));
+        }
+        rows.push(row(
+            "time",
+            format!(
+                "devices {:.1} s, link {:.1} s, prediction and coding here {:.1} s",
+                self.device_s, self.wire_s, self.coding_s
+            ),
+        ));
+        rows.push(row(
+            "lost",
+            format!("{} sessions, {} hung processors, {} that ended", self.reconnects, self.hangs, self.crashes),
+        ));
+        rows
     }
 }
 
@@ -90,8 +172,9 @@ pub(crate) struct EpochEntry {
 pub(crate) struct Times {
     /// Of the whole command.
     pub(crate) total_s: f64,
-    /// Of the retraining in this session.
+    /// Of the retraining in this session, and its steps.
     pub(crate) retraining_s: f64,
+    pub(crate) retraining_steps: u64,
     /// In the processor (with devices: the link included), over all sessions.
     pub(crate) processor_s: f64,
     /// Backward pass, optimizer and bookkeeping, over all sessions.
@@ -137,6 +220,7 @@ impl Summary {
             time: Times {
                 total_s: total.as_secs_f64(),
                 retraining_s: ending.seconds,
+                retraining_steps: ending.steps,
                 processor_s: sum(|line| line.device_s),
                 server_s: sum(|line| line.server_s),
             },
@@ -145,7 +229,7 @@ impl Summary {
                 optimizer: ending.outcome.optimizer_sha256.clone(),
             },
             strikes_per_picture: strikes_per_picture(&folder.manifest, &history),
-            wire: None,
+            wire: ending.link.as_ref().map(|link| Wire::new(bench.wire(), link)),
         })
     }
 }
@@ -201,6 +285,11 @@ pub(super) fn text(summary: &Summary, folder: &Folder) -> String {
             100.0 * recovery.loss,
             percent(recovery.against_original)
         ));
+    }
+    if let Some(wire) = &summary.wire {
+        let mut rows = Table::new(&["wire", ""]);
+        wire.rows().into_iter().for_each(|row| rows.row(row.to_vec()));
+        out.push_str(&rows.render());
     }
     let times = &summary.time;
     out.push_str(&format!(
