@@ -86,7 +86,7 @@ def main():
     best = min(formats, key=lambda label: formats[label][0])
     memory = formats[best][1]
     net, x = net.to(memory_format=memory), x.to(memory_format=memory)
-    print("ready", f"PyTorch {torch.__version__} fp32, {best}, {threads} threads", flush=True)
+    print("ready", f"PyTorch {torch.__version__} fp32, {best}", flush=True)
     for _ in sys.stdin:
         count, begin = 0, timer()
         while timer() - begin < SECONDS:

@@ -55,7 +55,8 @@ impl Daemon {
     /// Listens on `listen` (`ADDRESS:PORT`; port 0 takes a free one).
     ///
     /// # Errors
-    /// [`AgentError::Config`]-like errors of the bundle: no `pki` without `insecure_loopback`, a certificate of another name;
+    /// [`AgentError::NoBundle`] and [`AgentError::BundleAndPlain`] where `pki` and `insecure_loopback` do not go together;
+    /// [`AgentError::File`] and [`AgentError::Certificate`] for a bundle that cannot be used or is another device's;
     /// [`AgentError::PlainBeyondLoopback`]; [`AgentError::Connection`] when the address cannot be bound.
     pub async fn bind(
         config: DeviceConfig,

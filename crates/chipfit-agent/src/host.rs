@@ -308,7 +308,6 @@ impl Ready {
             error @ ProcessorError::InputLength { .. } => (Code::BadWork, error.to_string()),
             error => (Code::Processor, error.to_string()),
         })?;
-        let processor_ns = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let program = self.processor.program();
         let output = program.output();
         let mut tensors = Vec::with_capacity(wanted.len());
@@ -332,6 +331,8 @@ impl Ready {
         } else {
             raw(program, output, ids.len(), &trace.output)?
         };
+        // Coding what was computed is the device's work, too.
+        let processor_ns = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.step = work.tag.step;
         self.kept = Some(Kept { tensors: kept });
         Ok(TraceBody { strikes: trace.strikes, processor_ns, output, tensors })

@@ -132,8 +132,8 @@ impl<E> Recovery<'_, E> {
     /// # Errors
     /// What `ask` says; or in words (by `broken`) what the device sent that it cannot have meant.
     pub(crate) fn run(&mut self, body: &TraceBody, broken: &dyn Fn(String) -> E) -> Result<Recovered, E> {
-        let mut known = BTreeMap::from([(self.twin.program().input(), self.input.to_vec())]);
-        let mut found = BTreeMap::new();
+        let input = self.twin.program().input();
+        let mut known = BTreeMap::from([(input, self.input.to_vec())]);
         if body.tensors.len() != self.wanted.tensors.len() {
             return Err(broken("the trace has another number of tensors than were asked for".to_owned()));
         }
@@ -174,10 +174,12 @@ impl<E> Recovery<'_, E> {
                 self.cost.missed_values += missed;
                 self.memory.planners(self.device, self.pictures).entry(id).or_default().observe(&prediction, &tensor);
             }
-            known.insert(id, tensor.clone());
-            found.insert(id, tensor);
+            known.insert(id, tensor);
         }
-        Ok(Recovered::All(found))
+        if !self.wanted.tensors.iter().any(|&(id, _)| id == input) {
+            known.remove(&input);
+        }
+        Ok(Recovered::All(known))
     }
 
     /// The step's clean result from what is known; zeros where nothing is to be predicted.

@@ -351,7 +351,7 @@ impl RemoteProcessor {
                     trace.output.extend_from_slice(&bytes);
                 }
                 if let Some(all) = trace.tensors.get_mut(&id) {
-                    all.extend(bytes);
+                    if all.is_empty() { *all = bytes } else { all.extend(bytes) }
                 }
             }
         }

@@ -50,9 +50,9 @@ pub struct LinkReport {
     pub second_rounds: u64,
     /// Tensors that came as they are because they were not worth an increment, or could not be decoded.
     pub raw_tensors: u64,
-    /// Seconds that the processors worked, the slowest device of each forward pass.
+    /// Seconds that the processors computed and coded what they had computed, the slowest device of each forward pass.
     pub device_seconds: f64,
-    /// Seconds that forward passes waited beyond that: the link, its protocol, coding on the device.
+    /// Seconds that forward passes waited beyond that: the link, TLS, frames, the pipe to the processor.
     pub wire_seconds: f64,
     /// Seconds that the server coded, predicted and decoded.
     pub server_seconds: f64,

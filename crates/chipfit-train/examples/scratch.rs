@@ -1,7 +1,7 @@
 //! Trains a network of the zoo from scratch and prints what an epoch costs and gives.
 //!
 //! `scratch NETWORK TRAIN TEST OUT.onnx [CONFIG.json]`: data sets as in docs/data.md; the model is written with its
-//! preprocessing beside it. CONFIG holds fields of `scratch::Config`.
+//! preprocessing beside it. CONFIG holds fields of `scratch::Config`; without it, what suits the network is taken.
 
 use std::error::Error;
 use std::ops::ControlFlow;
@@ -20,12 +20,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         [network, train, test, out, config] => (network, train, test, out, Some(config)),
         _ => return Err("usage: scratch NETWORK TRAIN TEST OUT.onnx [CONFIG.json]".into()),
     };
+    let model = zoo::build(network, &ZooOptions { batch: None, ..ZooOptions::default() })?;
+    let read = Network::from_model(&model)?;
+    let [channels, height, width] = read.picture();
     let config = match config {
         Some(path) => serde_json::from_str(&std::fs::read_to_string(path)?)?,
-        None => Config::default(),
+        None => Config::for_network(&read),
     };
-    let model = zoo::build(network, &ZooOptions { batch: None, ..ZooOptions::default() })?;
-    let [channels, height, width] = Network::from_model(&model)?.picture();
     let colour = if channels == 1 { Colour::Grey } else { Colour::Rgb };
     let scale = PixelScale::for_channels(channels);
     let how = Preprocess {

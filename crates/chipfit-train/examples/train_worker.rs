@@ -95,7 +95,12 @@ fn main() -> Result<(), Failure> {
     pass()?;
     pass()?;
     let mut out = std::io::stdout();
-    writeln!(out, "ready Chipfit {kind}, {threads} threads")?;
+    writeln!(
+        out,
+        "ready Chipfit {}, {kind}, {} kernels",
+        env!("CARGO_PKG_VERSION"),
+        chipfit_kernels::Isa::best().name()
+    )?;
     out.flush()?;
     for line in std::io::stdin().lock().lines() {
         line?;

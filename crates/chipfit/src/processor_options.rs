@@ -36,7 +36,7 @@ impl FromStr for ProcessorFlag {
             "sim" => Ok(Self::Sim),
             "onnxruntime" => Ok(Self::OnnxRuntime),
             _ if text.contains(':') => {
-                Err("remote processors (HOST:PORT) do not exist yet; take sim or onnxruntime".into())
+                Err("devices take part in retraining (chipfit retrain --device); take sim or onnxruntime here".into())
             }
             _ => Err("expected sim or onnxruntime".into()),
         }

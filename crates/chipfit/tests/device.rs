@@ -3,8 +3,8 @@
 mod common;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -319,6 +319,56 @@ fn a_killed_device_is_waited_for_and_the_run_goes_on_as_if_nothing_had_happened(
     }
 }
 
+/// A relay to `target` that cuts its connections after so many bytes from the device, each in turn; then it cuts no more.
+fn cutting_relay(target: &str, budgets: Vec<usize>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, target) = (listener.local_addr().unwrap().to_string(), target.to_owned());
+    std::thread::spawn(move || {
+        let mut budgets = budgets.into_iter();
+        for near in listener.incoming() {
+            let near = near.unwrap();
+            let Ok(far) = TcpStream::connect(&target) else { continue };
+            let budget = budgets.next().unwrap_or(usize::MAX);
+            let (mut up, mut down) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut up, &mut down);
+                let _ = down.shutdown(Shutdown::Both);
+            });
+            std::thread::spawn(move || {
+                let (mut left, mut buffer) = (budget, [0; 512]);
+                while let Ok(read @ 1..) = (&far).read(&mut buffer) {
+                    let part = read.min(left);
+                    if (&near).write_all(&buffer[..part]).is_err() || part == left {
+                        break;
+                    }
+                    left -= part;
+                }
+                let _ = (near.shutdown(Shutdown::Both), far.shutdown(Shutdown::Both));
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn a_link_cut_anywhere_changes_nothing() {
+    let site = site();
+    let camera = site.device("camera");
+    let expected = site.expected(4);
+    for mode in [WireMode::Straightforward, WireMode::Increments] {
+        // Within the handshake, the greeting, answers to load and work, and in between.
+        let budgets = vec![1_500, 2_400, 5_000, 7_777];
+        let relay = cutting_relay(&camera.address, budgets);
+        let address = relay.parse().unwrap();
+        let options = site.options(mode);
+        let mut remote = RemoteProcessor::connect(&[address], &site.model, &LowerOptions::default(), &options).unwrap();
+        for (step, expected) in (0..).zip(&expected) {
+            assert_eq!(site.step(&mut remote, step), *expected, "{mode:?} step {step}");
+        }
+        assert!(remote.report().reconnects > 0, "{:?}", remote.report());
+    }
+}
+
 #[test]
 fn a_hanging_processor_is_killed_and_started_anew() {
     let site = site();
@@ -441,6 +491,21 @@ fn a_second_trainer_is_told_that_the_device_is_busy() {
     let text = second.expect_err("refused").to_string();
     assert!(text.contains("another run has this device"), "{text}");
     assert_eq!(site.step(&mut first, 0), site.expected(1)[0]);
+}
+
+#[test]
+fn a_trainer_that_starts_again_takes_its_device_over() {
+    let site = site();
+    let camera = site.device("camera");
+    let options = RemoteOptions { run: Some([9; 16]), ..site.options(WireMode::Increments) };
+    // The first one is alive for all that the device knows.
+    let mut first = site.connect(&[&camera], &options);
+    let expected = site.expected(2);
+    assert_eq!(site.step(&mut first, 0), expected[0]);
+    let mut second = site.connect(&[&camera], &options);
+    for (step, expected) in (0..).zip(&expected) {
+        assert_eq!(site.step(&mut second, step), *expected);
+    }
 }
 
 #[test]

@@ -24,6 +24,8 @@ use super::graph::{
 
 /// Most elements of one value of one picture, and of one parameter.
 const MAX_ELEMENTS: usize = 1 << 28;
+/// Longest side, step and pad of a pooling window.
+const MAX_SIDE: usize = 1 << 16;
 
 impl Network {
     /// Reads a model's main graph with its weights and running statistics.
@@ -122,8 +124,10 @@ impl<'m> At<'m> {
         };
         let [top, left, bottom, right] = window.pads;
         let fits = window.kernel.iter().zip([top.max(bottom), left.max(right)]).all(|(&side, pad)| pad < side);
-        if !fits || window.stride.contains(&0) {
-            return Err(self.unsupported("each pad must be less than the kernel, and no stride 0"));
+        let is_small = window.kernel.iter().chain(&window.stride).all(|&side| side <= MAX_SIDE);
+        if !fits || !is_small || window.stride.contains(&0) {
+            let what = format!("each pad must be less than the kernel, strides above 0, no side above {MAX_SIDE}");
+            return Err(self.unsupported(what));
         }
         Ok(window)
     }
