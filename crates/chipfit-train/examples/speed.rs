@@ -14,13 +14,14 @@ use chipfit_train::Backward;
 
 type Failure = Box<dyn std::error::Error>;
 
-/// Seconds of user and system time of this process so far, where the system tells.
+/// Seconds that this process's threads have run so far, where the system tells.
 fn processor_seconds() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/self/stat").ok()?;
-    let fields: Vec<&str> = text.rsplit(')').next()?.split_whitespace().collect();
-    let ticks: f64 = [11, 12].iter().filter_map(|&at| fields.get(at)?.parse::<f64>().ok()).sum();
-    // Linux counts 100 ticks a second on every machine that this runs on.
-    Some(ticks / 100.0)
+    let mut nanoseconds = 0.0;
+    for task in std::fs::read_dir("/proc/self/task").ok()? {
+        let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        nanoseconds += text.split_whitespace().next()?.parse::<f64>().ok()?;
+    }
+    Some(1e-9 * nanoseconds)
 }
 
 fn main() -> Result<(), Failure> {

@@ -111,12 +111,35 @@ pub fn evaluate(
     batch: usize,
     trial: u64,
 ) -> Result<Accuracy, TrainError> {
-    let elements = processor.program().tensor(processor.program().output()).elements().max(1);
     let mut accuracy = Accuracy::default();
+    passes(processor, pictures, batch, trial, |index, output| accuracy.count(output, pictures.label(index)))?;
+    Ok(accuracy)
+}
+
+/// The real logits of all pictures as they are, `[pictures][classes]`: a teacher, where the processor is fault-free.
+///
+/// # Errors
+/// What the pictures or the processor say.
+pub fn logits(processor: &mut dyn Processor, pictures: &dyn Pictures, batch: usize) -> Result<Vec<f32>, TrainError> {
+    let output = processor.program().tensor(processor.program().output()).clone();
+    let mut logits = Vec::with_capacity(pictures.len().saturating_mul(output.elements()));
+    passes(processor, pictures, batch, 0, |_, bytes| logits.extend(bytes.iter().map(|&byte| output.real(byte))))?;
+    Ok(logits)
+}
+
+/// Computes all pictures in order; `take` gets each picture's index and output bytes.
+fn passes(
+    processor: &mut dyn Processor,
+    pictures: &dyn Pictures,
+    batch: usize,
+    trial: u64,
+    mut take: impl FnMut(usize, &[u8]),
+) -> Result<(), TrainError> {
+    let elements = processor.program().tensor(processor.program().output()).elements().max(1);
     let (mut ids, mut input) = (Vec::new(), Vec::new());
     let mut start = 0;
     while start < pictures.len() {
-        let end = (start + batch.max(1)).min(pictures.len());
+        let end = start.saturating_add(batch.max(1)).min(pictures.len());
         ids.clear();
         input.clear();
         for index in start..end {
@@ -126,11 +149,11 @@ pub fn evaluate(
         let batch = Batch { pictures: &ids, input: &input };
         let trace = processor.forward(&Request { batch, trial, views: &[], wanted: &[] })?;
         for (index, output) in (start..end).zip(trace.output.chunks_exact(elements)) {
-            accuracy.count(output, pictures.label(index));
+            take(index, output);
         }
         start = end;
     }
-    Ok(accuracy)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -272,11 +272,15 @@ impl Run<'_, '_> {
             }
         }
         let is_finished = self.state.step >= steps || self.state.is_over(self.job.config.patience);
-        let values = match &self.state.best {
-            Some(best) if is_finished => best.values.clone(),
-            _ => self.state.kept().to_vec(),
-        };
-        self.hold(&values)?;
+        match &self.state.best {
+            Some(best) if is_finished => {
+                let increment = self.state.masters.increment(&best.values);
+                self.send(increment)?;
+            }
+            _ => {
+                self.hold_kept()?;
+            }
+        }
         let model = match self.model.take() {
             None => None,
             Some(mut model) => {
@@ -294,9 +298,14 @@ impl Run<'_, '_> {
         })
     }
 
-    /// Makes the processor hold these values, rounded; gives how many constants changed.
-    fn hold(&mut self, values: &[Vec<f32>]) -> Result<u64, TrainError> {
-        let increment: Increment = self.state.masters.increment(values);
+    /// Makes the processor hold what is kept, rounded.
+    fn hold_kept(&mut self) -> Result<u64, TrainError> {
+        let increment = self.state.masters.increment(self.state.kept());
+        self.send(increment)
+    }
+
+    /// Changes the processor's constants; gives how many.
+    fn send(&mut self, increment: Increment) -> Result<u64, TrainError> {
         if increment.deltas.is_empty() {
             return Ok(0);
         }
@@ -340,12 +349,11 @@ impl Run<'_, '_> {
         let (epoch, within) = (step / per_epoch, step % per_epoch);
         let fault_scale = config.curriculum.scale(step, steps);
         self.set_fault_scale(fault_scale)?;
-        let masters = self.state.masters.values().to_vec();
+        let increment = self.state.masters.increment(self.state.masters.values());
         let device = Instant::now();
         let mut report = StepReport { step: step + 1, steps, epoch, fault_scale, ..StepReport::default() };
-        report.changed = self.hold(&masters)?;
+        report.changed = self.send(increment)?;
         report.device_seconds += device.elapsed().as_secs_f64();
-        drop(masters);
         if self.order.0 != epoch {
             self.order = (epoch, augment::order(config.seed, epoch, self.job.training.len()));
         }
@@ -466,8 +474,7 @@ impl Run<'_, '_> {
             None => None,
             Some(pictures) => {
                 self.set_fault_scale(1.0)?;
-                let kept = self.state.kept().to_vec();
-                self.hold(&kept)?;
+                self.hold_kept()?;
                 let trial = VALIDATION + self.state.history.len() as u64;
                 Some(evaluate(self.processor, pictures, self.job.config.batch, trial)?)
             }
