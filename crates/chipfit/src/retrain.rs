@@ -114,8 +114,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let (sets, mut manifest) = open_sets(arguments, &path, &model, &program, config)?;
     manifest.faults = arguments.faults.faults.as_deref().map(read_text).transpose()?;
     manifest.tmr = arguments.faults.tmr.as_deref().map(read_text).transpose()?;
+    // What cannot be opened leaves no folder.
+    let mut bench = Bench::open(arguments, &model, program, manifest.identity()?)?;
     let folder = Folder::create(&arguments.output, manifest)?;
-    let mut bench = Bench::open(arguments, &model, program, folder.identity()?)?;
     note(&format!("processor: {}", bench.processor().describe()));
 
     let mut measured = folder.measured()?;

@@ -49,6 +49,16 @@ pub(crate) struct Manifest {
     pub(crate) reference: bool,
 }
 
+impl Manifest {
+    /// Identity of the run: the same when it resumes.
+    pub(crate) fn identity(&self) -> Result<[u8; 16]> {
+        let digest = Sha256::digest(serde_json::to_vec(self)?);
+        let mut identity = [0; 16];
+        identity.copy_from_slice(&digest[..16]);
+        Ok(identity)
+    }
+}
+
 /// The kind of run that [`Manifest::kind`] names.
 pub(crate) const KIND: &str = "chipfit retraining run";
 
@@ -111,14 +121,6 @@ impl Folder {
     /// Whether `path` is the folder of a retraining run.
     pub(crate) fn is_one(path: &Path) -> bool {
         Self::open(path).is_ok_and(|folder| folder.manifest.kind == KIND)
-    }
-
-    /// Identity of the run: the same when it resumes.
-    pub(crate) fn identity(&self) -> Result<[u8; 16]> {
-        let digest = Sha256::digest(serde_json::to_vec(&self.manifest)?);
-        let mut identity = [0; 16];
-        identity.copy_from_slice(&digest[..16]);
-        Ok(identity)
     }
 
     /// The path of a file in the folder.
