@@ -81,8 +81,8 @@ mod tests {
         for (position, &byte) in bytes.iter().enumerate() {
             let (column, within) = (position / geometry.lane(), position % geometry.lane());
             for edge in &graph.edges[column * geometry.degree()..][..geometry.degree()] {
-                let cell = edge.base as usize + (within + usize::from(edge.shift)) % geometry.lane();
-                cells[cell] ^= QUOTIENTS.product(edge.base as usize / geometry.lane(), edge.exponent, byte);
+                let cell = edge.row as usize * geometry.lane() + (within + usize::from(edge.shift)) % geometry.lane();
+                cells[cell] ^= QUOTIENTS.product(edge.row as usize, edge.exponent, byte);
             }
         }
         cells

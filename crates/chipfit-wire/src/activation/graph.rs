@@ -150,9 +150,9 @@ fn below(bits: u32, bound: usize) -> usize {
 /// One edge of the graph as the solver wants it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Edge {
-    /// First cell of the row.
-    pub(super) base: u32,
-    /// Byte `l` goes to cell `base + ((l + shift) mod lane)`.
+    /// Row of cells.
+    pub(super) row: u32,
+    /// Byte `l` goes to cell `(l + shift) mod lane` of the row.
     pub(super) shift: u16,
     /// The factor is `alpha^exponent`.
     pub(super) exponent: u8,
@@ -178,15 +178,14 @@ impl Graph {
                 let rank = used[place.row as usize];
                 used[place.row as usize] += 1;
                 let exponent = (rank % ORDER as u32) as u8;
-                edges.push(Edge { base: place.row, shift: place.shift as u16, exponent });
+                edges.push(Edge { row: place.row, shift: place.shift as u16, exponent });
             }
         }
         for edge in &mut edges {
-            let row = edge.base as usize;
+            let row = edge.row as usize;
             // A rank becomes an exponent: the last column of the row has factor 1.
             let last = ((used[row] - 1) % ORDER as u32) as u8;
             edge.exponent = ((u32::from(last) + ORDER as u32 - u32::from(edge.exponent)) % ORDER as u32) as u8;
-            edge.base *= geometry.lane as u32;
         }
         Self { geometry, edges }
     }
@@ -208,7 +207,7 @@ mod tests {
                 let graph = Graph::new(geometry, key);
                 let mut counts = vec![0usize; geometry.rows()];
                 for column in graph.edges.chunks(geometry.degree()) {
-                    let mut rows: Vec<u32> = column.iter().map(|edge| edge.base / geometry.lane() as u32).collect();
+                    let mut rows: Vec<u32> = column.iter().map(|edge| edge.row).collect();
                     rows.iter().for_each(|&row| counts[row as usize] += 1);
                     rows.sort_unstable();
                     rows.dedup();
