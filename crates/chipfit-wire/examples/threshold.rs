@@ -34,8 +34,9 @@ fn main() {
             for (x, y) in x.iter().zip(&y) { add[usize::from(y.wrapping_sub(*x))] += 1.0; }
             let bits: f64 = add.iter().filter(|c| **c > 0.0).map(|c| c * (n as f64 / c).log2()).sum();
             let prior = Prior::from_counts(&counts);
-            let cells = (bits * f / 8.0) as u32;
-            let parameters = Parameters { mode: Mode::Cells { cells, degree, low_bits: 0 }, key: t };
+            let width: u8 = std::env::var("WIDTH").map_or(2, |w| w.parse().unwrap());
+            let cells = (bits * f / 8.0 / f64::from(width)) as u32;
+            let parameters = Parameters { mode: Mode::Cells { cells, degree, width, low_bits: 0 }, key: t };
             let payload = first(&y, &parameters);
             let mut decoder = Decoder::new(n, parameters, prior);
             let cpu = || std::fs::read_to_string("/proc/self/schedstat").unwrap().split(' ').next().unwrap().parse::<f64>().unwrap() / 1e6;

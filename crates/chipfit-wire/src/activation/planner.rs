@@ -84,10 +84,17 @@ impl Planner {
         let spread = (self.errors_squared / self.weight - mean * mean).max(mean);
         // The mean of a few steps is itself uncertain by about half its spread.
         let expected = mean + 2.5 * (spread * 1.5).sqrt() + 1.0;
-        let cells = expected * 5.0 + 32.0;
+        let width = 2;
+        let cells = expected * cells_per_error(width, expected / bytes.max(1) as f64) + 16.0;
         if cells >= bytes as f64 / 2.0 {
             return Mode::Entropy;
         }
-        Mode::Cells { cells: cells as u32, degree: 5, low_bits: 0 }
+        Mode::Cells { cells: cells as u32, degree: 3, width, low_bits: 0 }
     }
+}
+
+/// Cells that `width` bytes wide cells need per error, when `rate` of all bytes are errors.
+pub(super) fn cells_per_error(width: u8, rate: f64) -> f64 {
+    let _ = rate;
+    if width == 1 { 5.0 } else { 2.0 }
 }

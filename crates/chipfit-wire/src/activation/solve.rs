@@ -9,7 +9,7 @@
 
 use super::belief;
 use super::encoder::graph_key;
-use super::field::{QUOTIENTS, divide_by_alpha, reduction};
+use super::field::{QUOTIENTS, Turn, divide_by_alpha, reduction, times_alpha};
 use super::graph::{DEGREE_MAX, Geometry, Graph};
 use super::planner::Prior;
 
@@ -17,7 +17,7 @@ use super::planner::Prior;
 const ROUNDS: usize = 120;
 /// Most codes (first payload and further ones) used together.
 pub(super) const CODES_MAX: usize = 4;
-pub(super) const SLOTS_MAX: usize = CODES_MAX * DEGREE_MAX;
+const SLOTS_MAX: usize = CODES_MAX * DEGREE_MAX;
 /// Logarithm of odds above which a candidate is taken at sight.
 const EAGER: f32 = 3.0;
 /// Share of the errors left that must be takeable at sight; below it, beliefs are weighed first.
@@ -29,7 +29,7 @@ const DESPERATE: f32 = -4.0;
 /// One code and what is left in its cells.
 pub(super) struct Code {
     pub(super) graph: Graph,
-    pub(super) cells: Vec<u8>,
+    cells: Vec<u8>,
     occupied: usize,
     weights: Weights,
 }
@@ -37,16 +37,52 @@ pub(super) struct Code {
 impl Code {
     /// `residual`: the device's cells minus the prediction's.
     pub(super) fn new(geometry: Geometry, key: u64, round: u8, residual: Vec<u8>) -> Self {
-        let occupied = residual.iter().filter(|&&cell| cell != 0).count();
         let graph = Graph::new(geometry, graph_key(key, round));
-        Self { graph, cells: residual, occupied, weights: Weights::default() }
+        let mut code = Self { graph, cells: residual, occupied: 0, weights: Weights::default() };
+        code.occupied = (0..geometry.cells()).filter(|&at| code.content(at) != 0).count();
+        code
+    }
+
+    /// Content of a cell, its bytes as one number.
+    pub(super) fn content(&self, at: usize) -> u32 {
+        let geometry = self.graph.geometry;
+        let (row, within) = (at / geometry.lane(), at % geometry.lane());
+        let first = row * geometry.width() * geometry.lane() + within;
+        (0..geometry.width()).fold(0, |all, number| all << 8 | u32::from(self.cells[first + number * geometry.lane()]))
+    }
+
+    /// What an error of this value adds to a cell of row `row`, as one number.
+    pub(super) fn adds(&self, row: usize, exponent: u8, value: u8) -> u32 {
+        (0..self.graph.geometry.width()).fold(0, |all, number| {
+            all << 8 | u32::from(QUOTIENTS.product(row, Turn::of(number).exponent(exponent), value))
+        })
+    }
+
+    /// The error that a cell shows if it is the only one there; `None` for an empty cell or one with more in it.
+    fn shown(&self, at: usize, row: usize, exponent: u8) -> Option<u8> {
+        let geometry = self.graph.geometry;
+        let mut at = row * geometry.width() * geometry.lane() + at % geometry.lane();
+        let value = QUOTIENTS.by(row, Turn::of(0).exponent(exponent))[usize::from(self.cells[at])];
+        for number in 1..geometry.width() {
+            at += geometry.lane();
+            if QUOTIENTS.by(row, Turn::of(number).exponent(exponent))[usize::from(self.cells[at])] != value {
+                return None;
+            }
+        }
+        (value != 0).then_some(value)
     }
 
     /// Errors left, estimated from the share of empty cells: each error joins `degree` of them at random.
     pub(super) fn errors_left(&self) -> f64 {
-        // A cell with two errors or more looks empty once in 256 times.
-        let empty = ((self.cells.len() - self.occupied) as f64 - self.occupied as f64 / 255.0).max(0.25);
-        -(empty / self.cells.len() as f64).ln() * self.cells.len() as f64 / self.graph.geometry.degree() as f64
+        // A cell with two errors or more looks empty by chance.
+        let cells = self.graph.geometry.cells();
+        let empty = ((cells - self.occupied) as f64 - self.occupied as f64 / self.space()).max(0.25);
+        -(empty / cells as f64).ln() * cells as f64 / self.graph.geometry.degree() as f64
+    }
+
+    /// Number of contents that a cell may have.
+    fn space(&self) -> f64 {
+        256f64.powi(self.graph.geometry.width() as i32)
     }
 
     /// The cells of a position: index, row, exponent of its factor.
@@ -67,10 +103,14 @@ impl Code {
             *slot = place;
             count += 1;
         }
+        let (lane, width) = (self.graph.geometry.lane(), self.graph.geometry.width());
         for &(at, row, exponent) in &places[..count] {
-            let before = self.cells[at];
-            let after = before ^ QUOTIENTS.product(row, exponent, value);
-            self.cells[at] = after;
+            let before = self.content(at);
+            for number in 0..width {
+                let exponent = Turn::of(number).exponent(exponent);
+                self.cells[(row * width + number) * lane + at % lane] ^= QUOTIENTS.product(row, exponent, value);
+            }
+            let after = self.content(at);
             self.occupied = self.occupied + usize::from(after != 0) - usize::from(before != 0);
         }
     }
@@ -86,10 +126,11 @@ struct Weights {
 impl Weights {
     /// From the share `q` of cells that are occupied: with probability `1 - q` nothing else is in a cell.
     fn of(code: &Code) -> Self {
-        let cells = code.cells.len() as f32;
+        let cells = code.graph.geometry.cells() as f32;
+        let space = code.space() as f32;
         let q = (code.occupied as f32 / cells).clamp(0.02, 1.0 - 0.25 / cells);
         let alone = 1.0 - q;
-        Self { agree: ((alone + q / 256.0) * 255.0 / q).ln(), empty: (q / 256.0 / alone).ln() }
+        Self { agree: ((alone + q / space) * space / q).ln(), empty: (q / space / alone).ln().max(-12.0) }
     }
 }
 
@@ -110,11 +151,14 @@ pub(super) struct Solver<'a> {
     prior: &'a Prior,
     errors: Vec<u8>,
     log_rate: f32,
+    /// Agreeing cells that make a candidate.
+    witnesses: usize,
 }
 
 impl<'a> Solver<'a> {
     pub(super) fn new(length: usize, codes: Vec<Code>, prior: &'a Prior) -> Self {
-        Self { length, codes, prior, errors: vec![0; length], log_rate: 0.0 }
+        let witnesses = if codes.iter().all(|code| code.graph.geometry.width() > 1) { 1 } else { 2 };
+        Self { length, codes, prior, errors: vec![0; length], log_rate: 0.0, witnesses }
     }
 
     fn done(&self) -> bool {
@@ -199,7 +243,7 @@ impl<'a> Solver<'a> {
         taken
     }
 
-    /// The best change at a position on which two cells agree, with its odds.
+    /// The best change at a position to which enough cells bear witness, with its odds.
     fn judge(&self, position: usize) -> Option<Candidate> {
         let mut values = [0; SLOTS_MAX];
         let mut agree = [0f32; SLOTS_MAX];
@@ -207,13 +251,12 @@ impl<'a> Solver<'a> {
         let mut base = 0f32;
         for code in &self.codes {
             for (at, row, exponent) in code.places(position) {
-                match code.cells[at] {
-                    0 => base += code.weights.empty,
-                    cell => {
-                        values[slots] = QUOTIENTS.by(row, exponent)[usize::from(cell)];
-                        agree[slots] = code.weights.agree;
-                        slots += 1;
-                    }
+                if let Some(value) = code.shown(at, row, exponent) {
+                    values[slots] = value;
+                    agree[slots] = code.weights.agree;
+                    slots += 1;
+                } else if code.content(at) == 0 {
+                    base += code.weights.empty;
                 }
             }
         }
@@ -228,7 +271,7 @@ impl<'a> Solver<'a> {
                     sum += agree[j];
                 }
             }
-            if count < 2 {
+            if count < self.witnesses {
                 continue;
             }
             let next = held ^ values[i];
@@ -242,11 +285,11 @@ impl<'a> Solver<'a> {
         best
     }
 
-    /// Every position on which two cells agree. Columns are visited from the last to the first: each row, divided by
-    /// alpha at every visit, then shows every column its own values.
+    /// Every position to which enough cells bear witness. Columns are visited from the last to the first: each row, turned back
+    /// at every visit, then shows every column its own values.
     fn scan(&self) -> Vec<Candidate> {
         let tile = self.codes.iter().map(|code| code.graph.geometry.lane()).max().unwrap_or(1);
-        let slots: usize = self.codes.iter().map(|code| code.graph.geometry.degree()).sum();
+        let slots: usize = self.codes.iter().map(|code| code.graph.geometry.degree() * code.graph.geometry.width()).sum();
         let mut rows: Vec<Vec<u8>> = self.codes.iter().map(|code| code.cells.clone()).collect();
         let mut values = vec![0; slots * tile];
         let mut hits = vec![0u8; tile];
@@ -254,33 +297,31 @@ impl<'a> Solver<'a> {
         for start in (0..self.length.div_ceil(tile)).rev().map(|number| number * tile) {
             let mut slot = 0;
             for (code, rows) in self.codes.iter().zip(&mut rows) {
-                let (lane, degree) = (code.graph.geometry.lane(), code.graph.geometry.degree());
+                let geometry = code.graph.geometry;
+                let (lane, degree, width) = (geometry.lane(), geometry.degree(), geometry.width());
                 for (part, column) in (start / lane..(start + tile) / lane).enumerate().rev() {
                     let edges = code.graph.edges.get(column * degree..(column + 1) * degree);
-                    for s in 0..degree {
+                    for s in 0..degree * width {
                         let to = (slot + s) * tile + part * lane;
                         let values = &mut values[to..to + lane];
                         match edges {
                             None => values.fill(0),
                             Some(edges) => {
-                                let row = edges[s].row as usize;
+                                let edge = &edges[s / width];
+                                let row = edge.row as usize * width + s % width;
                                 let cells = &mut rows[row * lane..(row + 1) * lane];
-                                show(cells, usize::from(edges[s].shift), reduction(row), values);
+                                show(cells, usize::from(edge.shift), Turn::of(s % width).inverse(), reduction(edge.row as usize), values);
                             }
                         }
                     }
                 }
-                slot += degree;
+                slot += degree * width;
             }
             hits.fill(0);
-            let mut rest = values.as_slice();
-            while let Some((a, others)) = rest.split_at_checked(tile) {
-                for b in others.chunks_exact(tile) {
-                    for ((hit, &a), &b) in hits.iter_mut().zip(a).zip(b) {
-                        *hit |= u8::from(a == b) & u8::from(a != 0);
-                    }
-                }
-                rest = others;
+            if self.witnesses == 1 {
+                self.mark_cells(&values, tile, &mut hits);
+            } else {
+                mark_pairs(&values, tile, &mut hits);
             }
             for (block, hits) in hits.chunks(16).enumerate() {
                 if hits.iter().fold(0, |any, hit| any | hit) == 0 {
@@ -296,22 +337,50 @@ impl<'a> Solver<'a> {
         }
         found
     }
+
+    /// Marks positions to which a cell of two bytes or more bears witness.
+    fn mark_cells(&self, values: &[u8], tile: usize, hits: &mut [u8]) {
+        let mut rest = values;
+        for code in &self.codes {
+            let width = code.graph.geometry.width();
+            let (own, others) = rest.split_at(code.graph.geometry.degree() * width * tile);
+            for cell in own.chunks_exact(width * tile) {
+                let (a, b) = cell.split_at(tile);
+                for ((hit, &a), &b) in hits.iter_mut().zip(a).zip(b) {
+                    *hit |= u8::from(a == b) & u8::from(a != 0);
+                }
+            }
+            rest = others;
+        }
+    }
+}
+
+/// Marks positions on which two cells agree.
+fn mark_pairs(values: &[u8], tile: usize, hits: &mut [u8]) {
+    let mut rest = values;
+    while let Some((a, others)) = rest.split_at_checked(tile) {
+        for b in others.chunks_exact(tile) {
+            for ((hit, &a), &b) in hits.iter_mut().zip(a).zip(b) {
+                *hit |= u8::from(a == b) & u8::from(a != 0);
+            }
+        }
+        rest = others;
+    }
 }
 
 fn sort(candidates: &mut [Candidate]) {
     candidates.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.position.cmp(&b.position)));
 }
 
-/// Copies a row, turned back by `shift`, to `values`, and divides the row by alpha.
-fn show(row: &mut [u8], shift: usize, reduction: u8, values: &mut [u8]) {
-    let (wrapped, straight) = row.split_at_mut(shift);
+/// Copies a row, shifted back by `shift`, to `values`, and turns the row.
+fn show(row: &mut [u8], shift: usize, turn: Turn, reduction: u8, values: &mut [u8]) {
+    let (wrapped, straight) = row.split_at(shift);
     let (head, tail) = values.split_at_mut(straight.len());
-    for (value, cell) in head.iter_mut().zip(straight) {
-        *value = *cell;
-        *cell = divide_by_alpha(*cell, reduction);
-    }
-    for (value, cell) in tail.iter_mut().zip(wrapped) {
-        *value = *cell;
-        *cell = divide_by_alpha(*cell, reduction);
+    head.copy_from_slice(straight);
+    tail.copy_from_slice(wrapped);
+    match turn {
+        Turn::Times => row.iter_mut().for_each(|cell| *cell = times_alpha(*cell, reduction)),
+        Turn::Divide => row.iter_mut().for_each(|cell| *cell = divide_by_alpha(*cell, reduction)),
+        Turn::Keep => (),
     }
 }
