@@ -5,10 +5,11 @@
 //! Candidate `i`, which would add `w`, hears `ln f(r - w) - ln f(r)`, and the sum over its cells plus its prior is the
 //! logarithm of its odds. A cell is not told what it said itself. Everything is in the characteristic 2: minus is xor.
 
+use super::field::QUOTIENTS;
 use super::solve::{Candidate, Code};
 
 /// Passes over all candidates.
-const PASSES: usize = 6;
+const PASSES: usize = 5;
 /// Candidates less likely than this before weighing are left out of it.
 const HOPELESS: f32 = -9.0;
 /// Part of a new message that replaces the old one.
@@ -17,7 +18,7 @@ const STEP: f32 = 0.7;
 struct Edge {
     candidate: u32,
     /// What the candidate would add to the cell.
-    adds: u32,
+    adds: u8,
     message: f32,
 }
 
@@ -30,9 +31,9 @@ pub(super) fn weigh(codes: &[Code], candidates: &mut Vec<Candidate>, left: f64) 
         let seen: f64 = odds.iter().map(|&odds| f64::from(probability(odds))).sum();
         let mut next: Vec<f32> = candidates.iter().map(|candidate| candidate.prior).collect();
         for (web, code) in webs.iter_mut().zip(codes) {
-            let load = code.graph.geometry.degree() as f64 / code.graph.geometry.cells() as f64;
+            let load = code.graph.geometry.degree() as f64 / code.cells.len() as f64;
             let unseen = (left - seen).max(left * 0.01) * load;
-            web.pass(code, (-unseen).exp() as f32, &odds, &mut next);
+            web.pass(&code.cells, (-unseen).exp() as f32, &odds, &mut next);
         }
         odds = next;
     }
@@ -53,7 +54,7 @@ struct Web {
 
 impl Web {
     fn new(code: &Code, candidates: &[Candidate]) -> Self {
-        let mut starts = vec![0u32; code.graph.geometry.cells() + 1];
+        let mut starts = vec![0u32; code.cells.len() + 1];
         for candidate in candidates {
             for (at, _, _) in code.places(candidate.position as usize) {
                 starts[at + 1] += 1;
@@ -64,10 +65,10 @@ impl Web {
         }
         let mut fill = starts.clone();
         let mut edges: Vec<Edge> =
-            (0..starts[code.graph.geometry.cells()]).map(|_| Edge { candidate: 0, adds: 0, message: 0.0 }).collect();
+            (0..starts[code.cells.len()]).map(|_| Edge { candidate: 0, adds: 0, message: 0.0 }).collect();
         for (number, candidate) in candidates.iter().enumerate() {
             for (at, row, exponent) in code.places(candidate.position as usize) {
-                let adds = code.adds(row, exponent, candidate.change);
+                let adds = QUOTIENTS.product(row, exponent, candidate.change);
                 edges[fill[at] as usize] = Edge { candidate: number as u32, adds, message: 0.0 };
                 fill[at] += 1;
             }
@@ -76,14 +77,9 @@ impl Web {
     }
 
     /// One message from every cell to each of its candidates, added to `next`. `alone`: no unseen error in a cell.
-    fn pass(&mut self, code: &Code, alone: f32, odds: &[f32], next: &mut [f32]) {
+    fn pass(&mut self, cells: &[u8], alone: f32, odds: &[f32], next: &mut [f32]) {
         let mut ratios: Vec<f32> = Vec::new();
-        let space = 256f32.powi(code.graph.geometry.width() as i32);
-        for (at, bounds) in self.starts.windows(2).enumerate() {
-            if bounds[0] == bounds[1] {
-                continue;
-            }
-            let cell = code.content(at);
+        for (&cell, bounds) in cells.iter().zip(self.starts.windows(2)) {
             let edges = &mut self.edges[bounds[0] as usize..bounds[1] as usize];
             ratios.clear();
             ratios.extend(edges.iter().map(|e| (odds[e.candidate as usize] - e.message).clamp(-12.0, 12.0).exp()));
@@ -100,7 +96,7 @@ impl Web {
                     without += ratios[j] * f32::from(u8::from(cell == edges[j].adds));
                     known += ratios[j];
                 }
-                let rest = (1.0 - none * known).max(0.001) / space;
+                let rest = (1.0 - none * known).max(0.001) / 256.0;
                 let message = ((none * with + rest) / (none * without + rest)).ln();
                 edges[i].message += STEP * (message - edges[i].message);
                 next[edges[i].candidate as usize] += edges[i].message;

@@ -6,7 +6,7 @@ use super::checksum::checksum;
 use super::encoder::{CELLS, CHECKSUM_BYTES, CODED, RAW, graph_key, low_mask};
 use super::graph::Geometry;
 use super::parameters::{Mode, Parameters, Request};
-use super::planner::{self, Prior};
+use super::planner::Prior;
 use super::solve::{CODES_MAX, Code, Solver};
 use crate::entropy::bytes;
 
@@ -83,13 +83,13 @@ impl Decoder {
     fn take_cells(&mut self, body: &[u8]) -> Result<(), ActivationError> {
         match self.asked {
             None => {
-                let Mode::Cells { cells, degree, width, low_bits } = self.parameters.mode else {
+                let Mode::Cells { cells, degree, low_bits } = self.parameters.mode else {
                     return Err(ActivationError::Mode(CELLS));
                 };
-                let geometry = Geometry::new(self.length, cells, degree, width).ok_or(ActivationError::Mode(CELLS))?;
+                let geometry = Geometry::new(self.length, cells, degree).ok_or(ActivationError::Mode(CELLS))?;
                 let (promised, rest) = split_checksum(body)?;
-                let short = ActivationError::Length { bytes: rest.len(), expected: geometry.sketch_bytes() };
-                let (cells, low) = rest.split_at_checked(geometry.sketch_bytes()).ok_or(short)?;
+                let short = ActivationError::Length { bytes: rest.len(), expected: geometry.cells() };
+                let (cells, low) = rest.split_at_checked(geometry.cells()).ok_or(short)?;
                 if low_bits > 0 {
                     self.low = bytes::decode(low, self.length)?;
                 } else if !low.is_empty() {
@@ -98,10 +98,10 @@ impl Decoder {
                 self.promised = Some(promised);
                 self.received.push(Received { geometry, round: 0, cells: cells.to_vec() });
             }
-            Some(Request::Cells { cells, degree, width, round }) => {
-                let geometry = Geometry::new(self.length, cells, degree, width).ok_or(ActivationError::Mode(CELLS))?;
-                if body.len() != geometry.sketch_bytes() {
-                    return Err(ActivationError::Length { bytes: body.len(), expected: geometry.sketch_bytes() });
+            Some(Request::Cells { cells, degree, round }) => {
+                let geometry = Geometry::new(self.length, cells, degree).ok_or(ActivationError::Mode(CELLS))?;
+                if body.len() != geometry.cells() {
+                    return Err(ActivationError::Length { bytes: body.len(), expected: geometry.cells() });
                 }
                 self.received.push(Received { geometry, round, cells: body.to_vec() });
             }
@@ -133,7 +133,7 @@ impl Decoder {
             })
             .collect();
         let left = codes.iter().map(Code::errors_left).fold(f64::INFINITY, f64::min);
-        let mut solver = Solver::new(self.length, codes, &self.prior);
+        let mut solver = Solver::new(&base, codes, &self.prior);
         if let Some(errors) = solver.solve() {
             let layer: Vec<u8> = base.iter().zip(&errors).map(|(x, e)| x ^ e).collect();
             if Some(checksum(key, &layer)) == self.promised {
@@ -147,16 +147,15 @@ impl Decoder {
 
     /// What to ask for when about `errors` errors could not be found in the cells so far.
     fn request(&self, errors: f64) -> Request {
-        let Mode::Cells { width, .. } = self.parameters.mode else { return Request::Entropy };
         let round = self.received.len();
         let held: usize = self.received.iter().map(|received| received.geometry.cells()).sum();
-        let needed = errors * planner::cells_per_error(width, errors / self.length.max(1) as f64) + 24.0;
-        let missing = (needed - held as f64).max(held as f64 * 0.25).max(32.0);
+        let needed = errors * self.prior.cells_per_error(errors / self.length.max(1) as f64) + 32.0;
+        let missing = (needed - held as f64).max(held as f64 * 0.15).max(32.0);
         // The casts: `missing` is at least 32 and saturates, `round` lies below CODES_MAX.
         let (cells, degree) = (missing as u32, 2);
-        let worthwhile = (held as f64 + missing) * f64::from(width) < self.length as f64 * 0.6;
-        match Geometry::new(self.length, cells, degree, width) {
-            Some(_) if round < CODES_MAX && worthwhile => Request::Cells { cells, degree, width, round: round as u8 },
+        let worthwhile = held as f64 + missing < self.length as f64 * 0.6;
+        match Geometry::new(self.length, cells, degree) {
+            Some(_) if round < CODES_MAX && worthwhile => Request::Cells { cells, degree, round: round as u8 },
             _ => Request::Entropy,
         }
     }

@@ -21,10 +21,10 @@ pub fn first(layer: &[u8], parameters: &Parameters) -> Vec<u8> {
     match parameters.mode {
         Mode::Raw => raw(layer),
         Mode::Entropy => coded(layer, parameters.key),
-        Mode::Cells { cells: wanted, degree, width, low_bits } => match Geometry::new(layer.len(), wanted, degree, width) {
+        Mode::Cells { cells: wanted, degree, low_bits } => match Geometry::new(layer.len(), wanted, degree) {
             None => coded(layer, parameters.key),
             Some(geometry) => {
-                let mut out = Vec::with_capacity(1 + CHECKSUM_BYTES + geometry.sketch_bytes());
+                let mut out = Vec::with_capacity(1 + CHECKSUM_BYTES + geometry.cells());
                 out.push(CELLS);
                 out.extend_from_slice(&checksum(parameters.key, layer).to_le_bytes());
                 out.extend_from_slice(&cells(geometry, graph_key(parameters.key, 0), layer));
@@ -43,10 +43,10 @@ pub fn first(layer: &[u8], parameters: &Parameters) -> Vec<u8> {
 pub fn more(layer: &[u8], parameters: &Parameters, request: &Request) -> Vec<u8> {
     match *request {
         Request::Entropy => coded(layer, parameters.key),
-        Request::Cells { cells: wanted, degree, width, round } => match Geometry::new(layer.len(), wanted, degree, width) {
+        Request::Cells { cells: wanted, degree, round } => match Geometry::new(layer.len(), wanted, degree) {
             None => coded(layer, parameters.key),
             Some(geometry) => {
-                let mut out = Vec::with_capacity(1 + geometry.sketch_bytes());
+                let mut out = Vec::with_capacity(1 + geometry.cells());
                 out.push(CELLS);
                 out.extend_from_slice(&cells(geometry, graph_key(parameters.key, round), layer));
                 out

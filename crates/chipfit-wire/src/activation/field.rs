@@ -28,55 +28,7 @@ pub(super) const fn times_alpha(a: u8, reduction: u8) -> u8 {
 #[inline]
 pub(super) const fn divide_by_alpha(a: u8, reduction: u8) -> u8 {
     // A set lowest bit tells that the reduction was added; its own sign bit stands for `x^8`.
-    (a >> 1) ^ (times_to_divide(reduction) & 0u8.wrapping_sub(a & 1))
-}
-
-/// `1 / alpha`: what a lowest bit becomes.
-pub(super) const fn times_to_divide(reduction: u8) -> u8 {
-    (reduction >> 1) | 0x80
-}
-
-/// What a row of cells does to itself whenever a column is added.
-///
-/// The bytes of a wide cell do different things, so that two errors in one cell never look like one error elsewhere:
-/// the factors of a column are `a`, `1 / a` and 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turn {
-    /// Times alpha.
-    Times,
-    /// Divided by alpha.
-    Divide,
-    /// Nothing.
-    Keep,
-}
-
-impl Turn {
-    /// Of byte `number` of a cell.
-    pub(super) fn of(number: usize) -> Self {
-        match number % 3 {
-            0 => Self::Times,
-            1 => Self::Divide,
-            _ => Self::Keep,
-        }
-    }
-
-    /// The opposite.
-    pub(super) fn inverse(self) -> Self {
-        match self {
-            Self::Times => Self::Divide,
-            Self::Divide => Self::Times,
-            Self::Keep => Self::Keep,
-        }
-    }
-
-    /// Exponent of the factor after `steps` turns (below 255).
-    pub(super) fn exponent(self, steps: u8) -> u8 {
-        match self {
-            Self::Times => steps,
-            Self::Divide => ((ORDER - usize::from(steps)) % ORDER) as u8,
-            Self::Keep => 0,
-        }
-    }
+    (a >> 1) ^ (((reduction >> 1) | 0x80) & 0u8.wrapping_sub(a & 1))
 }
 
 /// All quotients by powers of alpha, in all fields.

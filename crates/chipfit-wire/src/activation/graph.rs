@@ -1,6 +1,6 @@
 //! Which bytes are summed in which cell, and with which factor.
 //!
-//! The cells form rows of `lane` cells; the layer's bytes form columns of `lane` bytes (the last one filled with
+//! The `M` cells form rows of `lane` cells; the layer's bytes form columns of `lane` bytes (the last one filled with
 //! zeros). Every column is added to `degree` different rows, each time turned by another number of places: byte `l` of
 //! the column goes to cell `(l + shift) mod lane` of the row. A row is a polynomial in alpha: with each column added, the
 //! row so far is multiplied by alpha. So the factor of a row's last column is 1, of the one before alpha, and so on.
@@ -12,11 +12,13 @@ use super::field::ORDER;
 
 /// Smallest number of rows, and most rows that one column may join.
 pub(super) const DEGREE_MAX: usize = 8;
-/// Most bytes of a cell.
-pub(super) const WIDTH_MAX: usize = 3;
 const LANE_MIN: usize = 16;
 const LANE_MAX: usize = 4096;
-const ROWS_WANTED: usize = 16;
+/// Layers of up to this many bytes may have the shortest lane; in longer ones it would cost the device too much.
+const LANE_SHORT_BYTES: usize = 16_384;
+const ROWS_WANTED: usize = 8;
+const WINDOW: usize = 8;
+const WINDOWS_WORTH: usize = usize::MAX / WINDOW;
 
 /// A bijection of 64-bit words that mixes all bits (the finaliser of SplitMix64).
 pub(super) const fn mix(word: u64) -> u64 {
@@ -33,44 +35,33 @@ pub struct Geometry {
     rows: usize,
     columns: usize,
     degree: usize,
-    width: usize,
+    window: usize,
 }
 
 impl Geometry {
-    /// The code for `bytes` bytes with about `cells` cells of `width` bytes (clamped to 1..=3), each byte in `degree`
-    /// (clamped to 2..=8) of them.
+    /// The code for `bytes` bytes with about `cells` cells, each byte in `degree` (clamped to 2..=8) of them.
     ///
-    /// The lane is a power of two from 16 to 4096, as long as 8 rows or more remain; the number of rows is rounded up
-    /// and at least `degree`. `None` when the cells would be as long as the bytes: then the code is pointless.
-    pub fn new(bytes: usize, cells: u32, degree: u8, width: u8) -> Option<Self> {
+    /// The lane is a power of two from 16 (32 for layers above 16 KiB) to 4096, as long as 8 rows or more remain; the number of rows is rounded up
+    /// and at least `degree`. `None` when the cells would be as many as the bytes: then the code is pointless.
+    pub fn new(bytes: usize, cells: u32, degree: u8) -> Option<Self> {
         let cells = usize::try_from(cells).ok()?;
-        let width = usize::from(width).clamp(1, WIDTH_MAX);
-        if cells >= bytes / width {
+        if cells >= bytes {
             return None;
         }
         let degree = usize::from(degree).clamp(2, DEGREE_MAX);
-        let mut lane = LANE_MIN;
+        let mut lane = if bytes > LANE_SHORT_BYTES { 2 * LANE_MIN } else { LANE_MIN };
         while lane < LANE_MAX && lane * 2 * ROWS_WANTED <= cells {
             lane *= 2;
         }
         let rows = cells.div_ceil(lane).max(degree);
-        let geometry = Self { lane, rows, columns: bytes.div_ceil(lane), degree, width };
-        (geometry.sketch_bytes() < bytes).then_some(geometry)
+        let window = if rows >= WINDOWS_WORTH * WINDOW { WINDOW } else { rows };
+        let geometry = Self { lane, rows, columns: bytes.div_ceil(lane), degree, window };
+        (geometry.cells() < bytes).then_some(geometry)
     }
 
-    /// Number of cells.
+    /// Cells, and bytes of the sketch.
     pub fn cells(&self) -> usize {
         self.lane * self.rows
-    }
-
-    /// Bytes of all cells.
-    pub fn sketch_bytes(&self) -> usize {
-        self.cells() * self.width
-    }
-
-    /// Bytes of a cell.
-    pub fn width(&self) -> usize {
-        self.width
     }
 
     /// Cells that each byte joins.
@@ -82,6 +73,7 @@ impl Geometry {
         self.lane
     }
 
+    #[cfg(test)]
     pub(super) fn rows(&self) -> usize {
         self.rows
     }
@@ -106,6 +98,7 @@ pub(super) struct Dealer {
     geometry: Geometry,
     key: u64,
     count: u64,
+    column: usize,
     deck: Vec<u32>,
     next: usize,
 }
@@ -113,9 +106,9 @@ pub(super) struct Dealer {
 impl Dealer {
     pub(super) fn new(geometry: Geometry, key: u64) -> Self {
         // Fits: a geometry's cells are fewer than 2^32 rounded up by less than a row.
-        let deck: Vec<u32> = (0..geometry.rows as u32).collect();
+        let deck: Vec<u32> = (0..geometry.window as u32).collect();
         let next = deck.len();
-        Self { geometry, key: mix(key), count: 0, deck, next }
+        Self { geometry, key: mix(key), count: 0, column: 0, deck, next }
     }
 
     fn draw(&mut self) -> u64 {
@@ -128,12 +121,21 @@ impl Dealer {
         let degree = self.geometry.degree;
         if self.next + degree > self.deck.len() {
             // A fresh deck; the few rows left over are passed by this time.
+            let mut bits = 0;
             for i in (1..self.deck.len()).rev() {
-                let pick = below(self.draw() as u32, i + 1);
-                self.deck.swap(i, pick);
+                if i % 4 == 3 || bits == 0 {
+                    bits = self.draw() | 1 << 63;
+                }
+                // Sixteen of the bits; the bias of fewer than 2^-8 does not matter here.
+                let pick = ((bits & 0xffff) * (i as u64 + 1)) >> 16;
+                bits >>= 16;
+                self.deck.swap(i, pick as usize);
             }
             self.next = 0;
         }
+        let start = (self.column as u64 * (self.geometry.rows - self.geometry.window + 1) as u64
+            / self.geometry.columns as u64) as u32;
+        self.column += 1;
         let lane_mask = (self.geometry.lane - 1) as u32;
         let (mut bits, mut left) = (0u64, 0u32);
         for place in places.iter_mut().take(degree) {
@@ -141,17 +143,12 @@ impl Dealer {
                 bits = self.draw();
                 left = 4;
             }
-            *place = Place { row: self.deck[self.next], shift: bits as u32 & lane_mask };
+            *place = Place { row: start + self.deck[self.next], shift: bits as u32 & lane_mask };
             bits >>= 16;
             left -= 1;
             self.next += 1;
         }
     }
-}
-
-/// A number below `bound` from 32 random bits, by the multiply-and-shift rule.
-fn below(bits: u32, bound: usize) -> usize {
-    ((u64::from(bits) * bound as u64) >> 32) as usize
 }
 
 /// One edge of the graph as the solver wants it.
@@ -206,10 +203,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn columns_join_different_rows_evenly(bytes in 100usize..50_000, share in 0.01f64..0.5, degree in 2u8..9, width in 1u8..4, key: u64) {
+        fn columns_join_different_rows_evenly(bytes in 100usize..50_000, share in 0.01f64..0.5, degree in 2u8..9, key: u64) {
             let cells = (bytes as f64 * share) as u32;
-            if let Some(geometry) = Geometry::new(bytes, cells, degree, width) {
-                prop_assert!(geometry.cells() >= cells as usize && geometry.sketch_bytes() < bytes);
+            if let Some(geometry) = Geometry::new(bytes, cells, degree) {
+                prop_assert!(geometry.cells() >= cells as usize && geometry.cells() < bytes);
                 prop_assert!(geometry.columns() * geometry.lane() >= bytes);
                 let graph = Graph::new(geometry, key);
                 let mut counts = vec![0usize; geometry.rows()];
@@ -229,10 +226,10 @@ mod tests {
 
     #[test]
     fn cells_that_do_not_pay_give_no_code() {
-        assert_eq!(Geometry::new(640, 640, 4, 1), None);
-        assert_eq!(Geometry::new(60, 10, 4, 1), None, "four rows of sixteen cells are too many for 60 bytes");
-        assert_eq!(Geometry::new(0, 0, 4, 1), None);
-        let geometry = Geometry::new(1 << 20, 22_000, 4, 1).unwrap();
-        assert_eq!((geometry.lane(), geometry.rows(), geometry.columns()), (1024, 22, 1024));
+        assert_eq!(Geometry::new(640, 640, 4), None);
+        assert_eq!(Geometry::new(60, 10, 4), None, "four rows of sixteen cells are too many for 60 bytes");
+        assert_eq!(Geometry::new(0, 0, 4), None);
+        let geometry = Geometry::new(1 << 20, 22_000, 4).unwrap();
+        assert_eq!((geometry.lane(), geometry.rows(), geometry.columns()), (2048, 11, 512));
     }
 }

@@ -20,8 +20,6 @@ pub enum Mode {
         cells: u32,
         /// Cells that each byte joins, 2 to 8.
         degree: u8,
-        /// Bytes of a cell, 1 to 3: wider cells need fewer agreeing witnesses.
-        width: u8,
         /// Low bits of every byte to send besides (0 to 7): the server's prediction then only has to be right to within
         /// half of `2^low_bits`. For processors that round differently everywhere.
         low_bits: u8,
@@ -38,17 +36,17 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Byte 0 mode (0 raw, 1 entropy, 2 cells), byte 1 degree, byte 2 low bits, byte 3 width, bytes 4 to 7 cells,
+    /// Byte 0 mode (0 raw, 1 entropy, 2 cells), byte 1 degree, byte 2 low bits, byte 3 zero, bytes 4 to 7 cells,
     /// bytes 8 to 15 key. Fields that the mode does not use are zero.
     pub fn to_bytes(&self) -> [u8; PARAMETERS_BYTES] {
-        let (mode, degree, low_bits, width, cells) = match self.mode {
-            Mode::Raw => (0, 0, 0, 0, 0),
-            Mode::Entropy => (1, 0, 0, 0, 0),
-            Mode::Cells { cells, degree, width, low_bits } => (2, degree, low_bits, width, cells),
+        let (mode, degree, low_bits, cells) = match self.mode {
+            Mode::Raw => (0, 0, 0, 0),
+            Mode::Entropy => (1, 0, 0, 0),
+            Mode::Cells { cells, degree, low_bits } => (2, degree, low_bits, cells),
         };
         let [c0, c1, c2, c3] = cells.to_le_bytes();
         let [k0, k1, k2, k3, k4, k5, k6, k7] = self.key.to_le_bytes();
-        [mode, degree, low_bits, width, c0, c1, c2, c3, k0, k1, k2, k3, k4, k5, k6, k7]
+        [mode, degree, low_bits, 0, c0, c1, c2, c3, k0, k1, k2, k3, k4, k5, k6, k7]
     }
 
     /// Reads what [`to_bytes`](Self::to_bytes) wrote.
@@ -56,26 +54,26 @@ impl Parameters {
     /// # Errors
     /// [`ActivationError::Mode`]; [`ActivationError::Parameter`] for a field outside its domain.
     pub fn from_bytes(bytes: &[u8; PARAMETERS_BYTES]) -> Result<Self, ActivationError> {
-        let [mode, degree, low_bits, width, c0, c1, c2, c3, key @ ..] = *bytes;
+        let [mode, degree, low_bits, zero, c0, c1, c2, c3, key @ ..] = *bytes;
         let cells = u32::from_le_bytes([c0, c1, c2, c3]);
         let key = u64::from_le_bytes(key);
+        unused(zero)?;
         let mode = match mode {
             0 | 1 => {
                 unused(degree)?;
                 unused(low_bits)?;
-                unused(width)?;
                 if cells != 0 {
                     return Err(ActivationError::Parameter { field: "cells", value: cells.into(), allowed: "0" });
                 }
                 if mode == 0 { Mode::Raw } else { Mode::Entropy }
             }
             2 => {
-                checked_shape(degree, width)?;
+                checked_degree(degree)?;
                 if low_bits > 7 {
                     let value = low_bits.into();
                     return Err(ActivationError::Parameter { field: "low bits", value, allowed: "0 to 7" });
                 }
-                Mode::Cells { cells, degree, width, low_bits }
+                Mode::Cells { cells, degree, low_bits }
             }
             other => return Err(ActivationError::Mode(other)),
         };
@@ -94,21 +92,19 @@ pub enum Request {
         cells: u32,
         /// Cells that each byte joins, 2 to 8.
         degree: u8,
-        /// Bytes of a cell, 1 to 3.
-        width: u8,
         /// Number of this request for the layer in this step, from 1; chooses the graph.
         round: u8,
     },
 }
 
 impl Request {
-    /// Byte 0 kind (1 entropy, 2 cells), byte 1 degree, byte 2 round, byte 3 width, bytes 4 to 7 cells.
+    /// Byte 0 kind (1 entropy, 2 cells), byte 1 degree, byte 2 round, byte 3 zero, bytes 4 to 7 cells.
     pub fn to_bytes(&self) -> [u8; REQUEST_BYTES] {
         match self {
             Self::Entropy => [1, 0, 0, 0, 0, 0, 0, 0],
-            Self::Cells { cells, degree, width, round } => {
+            Self::Cells { cells, degree, round } => {
                 let [c0, c1, c2, c3] = cells.to_le_bytes();
-                [2, *degree, *round, *width, c0, c1, c2, c3]
+                [2, *degree, *round, 0, c0, c1, c2, c3]
             }
         }
     }
@@ -118,24 +114,24 @@ impl Request {
     /// # Errors
     /// [`ActivationError::Mode`]; [`ActivationError::Parameter`] for a field outside its domain.
     pub fn from_bytes(bytes: &[u8; REQUEST_BYTES]) -> Result<Self, ActivationError> {
-        let [kind, degree, round, width, cells @ ..] = *bytes;
+        let [kind, degree, round, zero, cells @ ..] = *bytes;
         let cells = u32::from_le_bytes(cells);
+        unused(zero)?;
         match kind {
             1 => {
                 unused(degree)?;
                 unused(round)?;
-                unused(width)?;
                 match cells {
                     0 => Ok(Self::Entropy),
                     cells => Err(ActivationError::Parameter { field: "cells", value: cells.into(), allowed: "0" }),
                 }
             }
             2 => {
-                checked_shape(degree, width)?;
+                checked_degree(degree)?;
                 if round == 0 {
                     return Err(ActivationError::Parameter { field: "round", value: 0, allowed: "1 to 255" });
                 }
-                Ok(Self::Cells { cells, degree, width, round })
+                Ok(Self::Cells { cells, degree, round })
             }
             other => Err(ActivationError::Mode(other)),
         }
@@ -149,12 +145,10 @@ fn unused(byte: u8) -> Result<(), ActivationError> {
     }
 }
 
-fn checked_shape(degree: u8, width: u8) -> Result<(), ActivationError> {
-    if !(2..=8).contains(&degree) {
-        return Err(ActivationError::Parameter { field: "degree", value: degree.into(), allowed: "2 to 8" });
+fn checked_degree(degree: u8) -> Result<(), ActivationError> {
+    if (2..=8).contains(&degree) {
+        Ok(())
+    } else {
+        Err(ActivationError::Parameter { field: "degree", value: degree.into(), allowed: "2 to 8" })
     }
-    if !(1..=3).contains(&width) {
-        return Err(ActivationError::Parameter { field: "width", value: width.into(), allowed: "1 to 3" });
-    }
-    Ok(())
 }

@@ -9,27 +9,27 @@
 
 use super::belief;
 use super::encoder::graph_key;
-use super::field::{QUOTIENTS, Turn, divide_by_alpha, reduction, times_alpha};
+use super::field::{QUOTIENTS, divide_by_alpha, reduction};
 use super::graph::{DEGREE_MAX, Geometry, Graph};
 use super::planner::Prior;
 
 /// Most rounds of scanning and subtracting.
-const ROUNDS: usize = 120;
+const ROUNDS: usize = 100;
 /// Most codes (first payload and further ones) used together.
 pub(super) const CODES_MAX: usize = 4;
-const SLOTS_MAX: usize = CODES_MAX * DEGREE_MAX;
+pub(super) const SLOTS_MAX: usize = CODES_MAX * DEGREE_MAX;
 /// Logarithm of odds above which a candidate is taken at sight.
 const EAGER: f32 = 3.0;
 /// Share of the errors left that must be takeable at sight; below it, beliefs are weighed first.
-const ENOUGH: f64 = 0.03;
+const ENOUGH: f64 = 0.08;
 /// Logarithms of odds above which a weighed candidate is taken: first, and at last.
-const SURE: f32 = 2.0;
+const SURE: f32 = 1.0;
 const DESPERATE: f32 = -4.0;
 
 /// One code and what is left in its cells.
 pub(super) struct Code {
     pub(super) graph: Graph,
-    cells: Vec<u8>,
+    pub(super) cells: Vec<u8>,
     occupied: usize,
     weights: Weights,
 }
@@ -37,52 +37,16 @@ pub(super) struct Code {
 impl Code {
     /// `residual`: the device's cells minus the prediction's.
     pub(super) fn new(geometry: Geometry, key: u64, round: u8, residual: Vec<u8>) -> Self {
+        let occupied = residual.iter().filter(|&&cell| cell != 0).count();
         let graph = Graph::new(geometry, graph_key(key, round));
-        let mut code = Self { graph, cells: residual, occupied: 0, weights: Weights::default() };
-        code.occupied = (0..geometry.cells()).filter(|&at| code.content(at) != 0).count();
-        code
-    }
-
-    /// Content of a cell, its bytes as one number.
-    pub(super) fn content(&self, at: usize) -> u32 {
-        let geometry = self.graph.geometry;
-        let (row, within) = (at / geometry.lane(), at % geometry.lane());
-        let first = row * geometry.width() * geometry.lane() + within;
-        (0..geometry.width()).fold(0, |all, number| all << 8 | u32::from(self.cells[first + number * geometry.lane()]))
-    }
-
-    /// What an error of this value adds to a cell of row `row`, as one number.
-    pub(super) fn adds(&self, row: usize, exponent: u8, value: u8) -> u32 {
-        (0..self.graph.geometry.width()).fold(0, |all, number| {
-            all << 8 | u32::from(QUOTIENTS.product(row, Turn::of(number).exponent(exponent), value))
-        })
-    }
-
-    /// The error that a cell shows if it is the only one there; `None` for an empty cell or one with more in it.
-    fn shown(&self, at: usize, row: usize, exponent: u8) -> Option<u8> {
-        let geometry = self.graph.geometry;
-        let mut at = row * geometry.width() * geometry.lane() + at % geometry.lane();
-        let value = QUOTIENTS.by(row, Turn::of(0).exponent(exponent))[usize::from(self.cells[at])];
-        for number in 1..geometry.width() {
-            at += geometry.lane();
-            if QUOTIENTS.by(row, Turn::of(number).exponent(exponent))[usize::from(self.cells[at])] != value {
-                return None;
-            }
-        }
-        (value != 0).then_some(value)
+        Self { graph, cells: residual, occupied, weights: Weights::default() }
     }
 
     /// Errors left, estimated from the share of empty cells: each error joins `degree` of them at random.
     pub(super) fn errors_left(&self) -> f64 {
-        // A cell with two errors or more looks empty by chance.
-        let cells = self.graph.geometry.cells();
-        let empty = ((cells - self.occupied) as f64 - self.occupied as f64 / self.space()).max(0.25);
-        -(empty / cells as f64).ln() * cells as f64 / self.graph.geometry.degree() as f64
-    }
-
-    /// Number of contents that a cell may have.
-    fn space(&self) -> f64 {
-        256f64.powi(self.graph.geometry.width() as i32)
+        // A cell with two errors or more looks empty once in 256 times.
+        let empty = ((self.cells.len() - self.occupied) as f64 - self.occupied as f64 / 255.0).max(0.25);
+        -(empty / self.cells.len() as f64).ln() * self.cells.len() as f64 / self.graph.geometry.degree() as f64
     }
 
     /// The cells of a position: index, row, exponent of its factor.
@@ -96,6 +60,16 @@ impl Code {
         })
     }
 
+    /// All rows, each twice in a row, so that every turn of one is a slice.
+    fn rows_twice(&self) -> Vec<u8> {
+        let mut rows = Vec::with_capacity(2 * self.cells.len());
+        for row in self.cells.chunks(self.graph.geometry.lane()) {
+            rows.extend_from_slice(row);
+            rows.extend_from_slice(row);
+        }
+        rows
+    }
+
     fn add(&mut self, position: usize, value: u8) {
         let mut places = [(0, 0, 0); DEGREE_MAX];
         let mut count = 0;
@@ -103,14 +77,10 @@ impl Code {
             *slot = place;
             count += 1;
         }
-        let (lane, width) = (self.graph.geometry.lane(), self.graph.geometry.width());
         for &(at, row, exponent) in &places[..count] {
-            let before = self.content(at);
-            for number in 0..width {
-                let exponent = Turn::of(number).exponent(exponent);
-                self.cells[(row * width + number) * lane + at % lane] ^= QUOTIENTS.product(row, exponent, value);
-            }
-            let after = self.content(at);
+            let before = self.cells[at];
+            let after = before ^ QUOTIENTS.product(row, exponent, value);
+            self.cells[at] = after;
             self.occupied = self.occupied + usize::from(after != 0) - usize::from(before != 0);
         }
     }
@@ -126,11 +96,10 @@ struct Weights {
 impl Weights {
     /// From the share `q` of cells that are occupied: with probability `1 - q` nothing else is in a cell.
     fn of(code: &Code) -> Self {
-        let cells = code.graph.geometry.cells() as f32;
-        let space = code.space() as f32;
+        let cells = code.cells.len() as f32;
         let q = (code.occupied as f32 / cells).clamp(0.02, 1.0 - 0.25 / cells);
         let alone = 1.0 - q;
-        Self { agree: ((alone + q / space) * space / q).ln(), empty: (q / space / alone).ln().max(-12.0) }
+        Self { agree: ((alone + q / 256.0) * 255.0 / q).ln(), empty: (q / 256.0 / alone).ln() }
     }
 }
 
@@ -146,19 +115,17 @@ pub(super) struct Candidate {
 }
 
 pub(super) struct Solver<'a> {
-    length: usize,
+    /// What is predicted, byte by byte.
+    base: &'a [u8],
     codes: Vec<Code>,
     prior: &'a Prior,
     errors: Vec<u8>,
     log_rate: f32,
-    /// Agreeing cells that make a candidate.
-    witnesses: usize,
 }
 
 impl<'a> Solver<'a> {
-    pub(super) fn new(length: usize, codes: Vec<Code>, prior: &'a Prior) -> Self {
-        let witnesses = if codes.iter().all(|code| code.graph.geometry.width() > 1) { 1 } else { 2 };
-        Self { length, codes, prior, errors: vec![0; length], log_rate: 0.0, witnesses }
+    pub(super) fn new(base: &'a [u8], codes: Vec<Code>, prior: &'a Prior) -> Self {
+        Self { base, codes, prior, errors: vec![0; base.len()], log_rate: 0.0 }
     }
 
     fn done(&self) -> bool {
@@ -172,7 +139,6 @@ impl<'a> Solver<'a> {
 
     /// The errors, one byte per position, if some explain every cell.
     pub(super) fn solve(&mut self) -> Option<Vec<u8>> {
-        let mut bar = SURE;
         for _ in 0..ROUNDS {
             if self.done() {
                 return Some(std::mem::take(&mut self.errors));
@@ -181,24 +147,22 @@ impl<'a> Solver<'a> {
             let mut candidates = self.scan();
             let left = self.errors_left().max(1.0);
             let at_sight = candidates.iter().filter(|candidate| candidate.score > EAGER).count();
+            let mut bar = SURE;
             let taken = if at_sight as f64 >= left * ENOUGH {
                 self.take(&mut candidates, EAGER)
             } else {
                 belief::weigh(&self.codes, &mut candidates, left);
                 loop {
-                    let taken = self.take_weighed(&mut candidates, bar);
+                    let most = if bar < SURE { (left * 0.02) as usize + 1 } else { usize::MAX };
+                    let taken = self.take_weighed(&mut candidates, bar, most);
                     if taken > 0 || bar <= DESPERATE {
                         break taken;
                     }
                     bar -= 1.0;
                 }
             };
-            if std::env::var("DBG").is_ok() { eprintln!("cands {} at sight {} bar {bar} taken {taken} left {left:.0} held {}", candidates.len(), at_sight, self.errors.iter().filter(|e| **e != 0).count()); }
             if taken == 0 {
                 return None;
-            }
-            if taken as f64 > left * 0.01 {
-                bar = SURE;
             }
         }
         None
@@ -209,7 +173,7 @@ impl<'a> Solver<'a> {
             code.weights = Weights::of(code);
         }
         let left = self.errors_left().max(1.0);
-        self.log_rate = (left / self.length.max(1) as f64).min(0.5).ln() as f32;
+        self.log_rate = (left / self.base.len().max(1) as f64).min(0.5).ln() as f32;
     }
 
     fn apply(&mut self, candidate: &Candidate) {
@@ -234,34 +198,35 @@ impl<'a> Solver<'a> {
     }
 
     /// Takes candidates whose weighed odds are above `bar`, all of them: the weighing has seen their conflicts.
-    fn take_weighed(&mut self, candidates: &mut [Candidate], bar: f32) -> usize {
+    fn take_weighed(&mut self, candidates: &mut [Candidate], bar: f32, most: usize) -> usize {
         sort(candidates);
-        let taken = candidates.iter().take_while(|candidate| candidate.score > bar).count();
+        let taken = candidates.iter().take(most).take_while(|candidate| candidate.score > bar).count();
         for candidate in &candidates[..taken] {
             self.apply(candidate);
         }
         taken
     }
 
-    /// The best change at a position to which enough cells bear witness, with its odds.
+    /// The best change at a position on which two cells agree, with its odds.
     fn judge(&self, position: usize) -> Option<Candidate> {
         let mut values = [0; SLOTS_MAX];
         let mut agree = [0f32; SLOTS_MAX];
         let mut slots = 0;
-        let mut base = 0f32;
+        let mut emptiness = 0f32;
         for code in &self.codes {
             for (at, row, exponent) in code.places(position) {
-                if let Some(value) = code.shown(at, row, exponent) {
-                    values[slots] = value;
-                    agree[slots] = code.weights.agree;
-                    slots += 1;
-                } else if code.content(at) == 0 {
-                    base += code.weights.empty;
+                match code.cells[at] {
+                    0 => emptiness += code.weights.empty,
+                    cell => {
+                        values[slots] = QUOTIENTS.by(row, exponent)[usize::from(cell)];
+                        agree[slots] = code.weights.agree;
+                        slots += 1;
+                    }
                 }
             }
         }
-        let held = self.errors[position];
-        let before = if held == 0 { 0.0 } else { self.log_rate + self.prior.log_share(held) };
+        let (base, held) = (self.base[position], self.errors[position]);
+        let before = if held == 0 { 0.0 } else { self.log_rate + self.prior.log_share(base, base ^ held) };
         let mut best: Option<Candidate> = None;
         for i in 0..slots {
             let (mut count, mut sum) = (0, 0f32);
@@ -271,13 +236,13 @@ impl<'a> Solver<'a> {
                     sum += agree[j];
                 }
             }
-            if count < self.witnesses {
+            if count < 2 {
                 continue;
             }
             let next = held ^ values[i];
-            let after = if next == 0 { 0.0 } else { self.log_rate + self.prior.log_share(next) };
+            let after = if next == 0 { 0.0 } else { self.log_rate + self.prior.log_share(base, base ^ next) };
             let prior = after - before;
-            let score = base + sum + prior;
+            let score = emptiness + sum + prior;
             if best.is_none_or(|best| score > best.score) {
                 best = Some(Candidate { position: position as u32, change: values[i], score, prior });
             }
@@ -285,43 +250,43 @@ impl<'a> Solver<'a> {
         best
     }
 
-    /// Every position to which enough cells bear witness. Columns are visited from the last to the first: each row, turned back
-    /// at every visit, then shows every column its own values.
+    /// Every position on which two cells agree. Columns are visited from the last to the first: each row, divided by
+    /// alpha at every visit, then shows every column its own values.
     fn scan(&self) -> Vec<Candidate> {
         let tile = self.codes.iter().map(|code| code.graph.geometry.lane()).max().unwrap_or(1);
-        let slots: usize = self.codes.iter().map(|code| code.graph.geometry.degree() * code.graph.geometry.width()).sum();
-        let mut rows: Vec<Vec<u8>> = self.codes.iter().map(|code| code.cells.clone()).collect();
+        let slots: usize = self.codes.iter().map(|code| code.graph.geometry.degree()).sum();
+        let mut rows: Vec<Vec<u8>> = self.codes.iter().map(Code::rows_twice).collect();
         let mut values = vec![0; slots * tile];
         let mut hits = vec![0u8; tile];
         let mut found = Vec::new();
-        for start in (0..self.length.div_ceil(tile)).rev().map(|number| number * tile) {
+        for start in (0..self.base.len().div_ceil(tile)).rev().map(|number| number * tile) {
             let mut slot = 0;
             for (code, rows) in self.codes.iter().zip(&mut rows) {
-                let geometry = code.graph.geometry;
-                let (lane, degree, width) = (geometry.lane(), geometry.degree(), geometry.width());
+                let (lane, degree) = (code.graph.geometry.lane(), code.graph.geometry.degree());
                 for (part, column) in (start / lane..(start + tile) / lane).enumerate().rev() {
                     let edges = code.graph.edges.get(column * degree..(column + 1) * degree);
-                    for s in 0..degree * width {
+                    for s in 0..degree {
                         let to = (slot + s) * tile + part * lane;
                         let values = &mut values[to..to + lane];
                         match edges {
                             None => values.fill(0),
                             Some(edges) => {
-                                let edge = &edges[s / width];
-                                let row = edge.row as usize * width + s % width;
-                                let cells = &mut rows[row * lane..(row + 1) * lane];
-                                show(cells, usize::from(edge.shift), Turn::of(s % width).inverse(), reduction(edge.row as usize), values);
+                                let row = edges[s].row as usize;
+                                let cells = &mut rows[2 * row * lane..2 * (row + 1) * lane];
+                                show(cells, usize::from(edges[s].shift), reduction(row), values);
                             }
                         }
                     }
                 }
-                slot += degree * width;
+                slot += degree;
             }
             hits.fill(0);
-            if self.witnesses == 1 {
-                self.mark_cells(&values, tile, &mut hits);
-            } else {
-                mark_pairs(&values, tile, &mut hits);
+            let mut rest = values.as_slice();
+            while let Some((a, others)) = rest.split_at_checked(tile) {
+                for b in others.chunks_exact(tile) {
+                    mark_equal(&mut hits, a, b);
+                }
+                rest = others;
             }
             for (block, hits) in hits.chunks(16).enumerate() {
                 if hits.iter().fold(0, |any, hit| any | hit) == 0 {
@@ -329,7 +294,7 @@ impl<'a> Solver<'a> {
                 }
                 for (within, _) in hits.iter().enumerate().filter(|(_, hit)| **hit != 0) {
                     let position = start + block * 16 + within;
-                    if position < self.length {
+                    if position < self.base.len() {
                         found.extend(self.judge(position));
                     }
                 }
@@ -337,34 +302,12 @@ impl<'a> Solver<'a> {
         }
         found
     }
-
-    /// Marks positions to which a cell of two bytes or more bears witness.
-    fn mark_cells(&self, values: &[u8], tile: usize, hits: &mut [u8]) {
-        let mut rest = values;
-        for code in &self.codes {
-            let width = code.graph.geometry.width();
-            let (own, others) = rest.split_at(code.graph.geometry.degree() * width * tile);
-            for cell in own.chunks_exact(width * tile) {
-                let (a, b) = cell.split_at(tile);
-                for ((hit, &a), &b) in hits.iter_mut().zip(a).zip(b) {
-                    *hit |= u8::from(a == b) & u8::from(a != 0);
-                }
-            }
-            rest = others;
-        }
-    }
 }
 
-/// Marks positions on which two cells agree.
-fn mark_pairs(values: &[u8], tile: usize, hits: &mut [u8]) {
-    let mut rest = values;
-    while let Some((a, others)) = rest.split_at_checked(tile) {
-        for b in others.chunks_exact(tile) {
-            for ((hit, &a), &b) in hits.iter_mut().zip(a).zip(b) {
-                *hit |= u8::from(a == b) & u8::from(a != 0);
-            }
-        }
-        rest = others;
+/// Marks where `a` and `b` are equal and not 0.
+fn mark_equal(hits: &mut [u8], a: &[u8], b: &[u8]) {
+    for ((hit, &a), &b) in hits.iter_mut().zip(a).zip(b) {
+        *hit |= u8::from(a == b) & u8::from(a != 0);
     }
 }
 
@@ -372,15 +315,11 @@ fn sort(candidates: &mut [Candidate]) {
     candidates.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.position.cmp(&b.position)));
 }
 
-/// Copies a row, shifted back by `shift`, to `values`, and turns the row.
-fn show(row: &mut [u8], shift: usize, turn: Turn, reduction: u8, values: &mut [u8]) {
-    let (wrapped, straight) = row.split_at(shift);
-    let (head, tail) = values.split_at_mut(straight.len());
-    head.copy_from_slice(straight);
-    tail.copy_from_slice(wrapped);
-    match turn {
-        Turn::Times => row.iter_mut().for_each(|cell| *cell = times_alpha(*cell, reduction)),
-        Turn::Divide => row.iter_mut().for_each(|cell| *cell = divide_by_alpha(*cell, reduction)),
-        Turn::Keep => (),
+/// Copies a row, turned back by `shift`, to `values`, and divides the row by alpha. `row` holds the row twice.
+fn show(row: &mut [u8], shift: usize, reduction: u8, values: &mut [u8]) {
+    let from = &row[shift..shift + values.len()];
+    values.copy_from_slice(from);
+    for cell in row {
+        *cell = divide_by_alpha(*cell, reduction);
     }
 }

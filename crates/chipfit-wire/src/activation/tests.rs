@@ -59,7 +59,7 @@ fn sparse_errors_need_one_payload() {
         let x = noise(1, length);
         let y = strike(&x, errors, 2);
         let cells = (errors * 7 + 32) as u32;
-        let parameters = Parameters { mode: Mode::Cells { cells, degree: 5, width: 1, low_bits: 0 }, key: 77 };
+        let parameters = Parameters { mode: Mode::Cells { cells, degree: 5, low_bits: 0 }, key: 77 };
         let (sent, requests) = play(&x, &y, parameters, &Prior::uniform());
         assert_eq!(requests, 0, "{length} bytes, {errors} errors");
         assert!(sent < errors * 8 + 200, "{length} bytes, {errors} errors: {sent} bytes sent");
@@ -71,7 +71,7 @@ fn too_many_errors_lead_to_requests_and_never_to_wrong_bytes() {
     for (length, errors) in [(640, 300), (4096, 100), (65_536, 1500), (65_536, 60_000)] {
         let x = noise(3, length);
         let y = strike(&x, errors, 4);
-        let parameters = Parameters { mode: Mode::Cells { cells: 100, degree: 4, width: 1, low_bits: 0 }, key: 5 };
+        let parameters = Parameters { mode: Mode::Cells { cells: 100, degree: 4, low_bits: 0 }, key: 5 };
         let (_, requests) = play(&x, &y, parameters, &Prior::uniform());
         assert!(requests >= 1, "{length} bytes, {errors} errors");
     }
@@ -84,7 +84,7 @@ fn low_bits_bridge_small_differences() {
     for at in (0..20_000).step_by(400) {
         y[at] ^= 0x80;
     }
-    let parameters = Parameters { mode: Mode::Cells { cells: 320, degree: 4, width: 1, low_bits: 2 }, key: 5 };
+    let parameters = Parameters { mode: Mode::Cells { cells: 320, degree: 4, low_bits: 2 }, key: 5 };
     let (sent, requests) = play(&x, &y, parameters, &Prior::uniform());
     assert_eq!(requests, 0);
     assert!(sent < 5600, "{sent}");
@@ -94,10 +94,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn every_pair_is_recovered(seed: u64, length in 1usize..6000, share in 0.0f64..0.3, cells in 0u32..3000, degree in 2u8..9, width in 1u8..4, low_bits in 0u8..4) {
+    fn every_pair_is_recovered(seed: u64, length in 1usize..6000, share in 0.0f64..0.3, cells in 0u32..3000, degree in 2u8..9, low_bits in 0u8..4) {
         let x = noise(seed, length);
         let y = strike(&x, (length as f64 * share) as usize, !seed);
-        let parameters = Parameters { mode: Mode::Cells { cells, degree, width, low_bits }, key: seed };
+        let parameters = Parameters { mode: Mode::Cells { cells, degree, low_bits }, key: seed };
         play(&x, &y, parameters, &Prior::uniform());
     }
 
@@ -105,7 +105,7 @@ proptest! {
     fn damaged_payloads_are_refused_or_lead_to_requests(seed: u64, at: prop::sample::Index, change in 1u8.., cut: prop::sample::Index, mode in 1usize..3) {
         let x = noise(seed, 3000);
         let y = strike(&x, 20, !seed);
-        let modes = [Mode::Raw, Mode::Entropy, Mode::Cells { cells: 150, degree: 4, width: 1, low_bits: 0 }];
+        let modes = [Mode::Raw, Mode::Entropy, Mode::Cells { cells: 150, degree: 4, low_bits: 0 }];
         let parameters = Parameters { mode: modes[mode], key: seed };
         // Few values, so that entropy coding is chosen.
         let y: Vec<u8> = if mode == 1 { y.iter().map(|byte| byte & 7).collect() } else { y };
@@ -123,7 +123,7 @@ proptest! {
 
     #[test]
     fn hostile_bytes_are_no_panic(payload in prop::collection::vec(any::<u8>(), 0..300), mode in 0u8..4, cells in any::<u32>(), length in 0usize..400) {
-        let parameters = Parameters { mode: Mode::Cells { cells, degree: 2 + mode, width: mode.max(1), low_bits: mode }, key: 1 };
+        let parameters = Parameters { mode: Mode::Cells { cells, degree: 2 + mode, low_bits: mode }, key: 1 };
         let mut decoder = Decoder::new(length, parameters, Prior::uniform());
         let mut payload = payload;
         if let Some(first) = payload.first_mut() {
@@ -136,12 +136,12 @@ proptest! {
     #[test]
     fn parameters_and_requests_come_back(bytes: [u8; PARAMETERS_BYTES], request: [u8; REQUEST_BYTES], kind in 0u8..3, low in 0u8..16) {
         let mut bytes = bytes;
-        (bytes[0], bytes[2], bytes[3]) = (kind, low, low >> 2);
+        (bytes[0], bytes[2], bytes[3]) = (kind, low, 0);
         if let Ok(parameters) = Parameters::from_bytes(&bytes) {
             prop_assert_eq!(parameters.to_bytes(), bytes);
         }
         let mut request = request;
-        (request[0], request[3]) = (kind, low >> 2);
+        (request[0], request[3]) = (kind, 0);
         if let Ok(asked) = Request::from_bytes(&request) {
             prop_assert_eq!(asked.to_bytes(), request);
         }
