@@ -79,6 +79,13 @@ fn bound(layer: &Layer) -> f64 {
     order0_bits(&counts)
 }
 
+/// Processor time of this process so far, seconds; wall-clock time where the system does not tell.
+fn processor_seconds(since: Instant) -> f64 {
+    let text = std::fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
+    let nanoseconds = text.split(' ').next().and_then(|first| first.parse::<f64>().ok());
+    nanoseconds.map_or_else(|| since.elapsed().as_secs_f64(), |ns| ns / 1e9)
+}
+
 #[derive(Default)]
 struct Sum {
     raw: usize,
@@ -115,27 +122,32 @@ impl Sum {
 }
 
 fn step(layers: &[Layer], planners: &mut [Planner], key: u64, warm: bool, sum: &mut Sum) -> Result<(), Box<dyn Error>> {
+    let origin = Instant::now();
+    let now = || processor_seconds(origin);
     let mut any = false;
     for (number, (layer, planner)) in layers.iter().zip(planners).enumerate() {
         let parameters = planner.parameters(layer.observed.len(), mix(key ^ number as u64));
-        let mut device = f64::INFINITY;
-        let mut payload = Vec::new();
-        for _ in 0..3 {
-            let start = Instant::now();
+        // The system's clock of processor time ticks in milliseconds: repeat until enough of them have passed.
+        let (start, mut rounds) = (now(), 0);
+        let mut payload = first(&layer.observed, &parameters);
+        let mut device = now() - start;
+        while warm && device < 0.02 && rounds < 2000 {
             payload = first(&layer.observed, &parameters);
-            device = device.min(start.elapsed().as_secs_f64());
+            rounds += 1;
+            device = now() - start;
         }
+        device /= f64::from(rounds + 1);
         let mut sent = payload.len();
         let mut requests = 0;
         let mut server = 0f64;
-        let start = Instant::now();
+        let start = now();
         let prior = planner.prior();
         let mut decoder = Decoder::new(layer.observed.len(), parameters, prior);
-        server += start.elapsed().as_secs_f64();
+        server += now() - start;
         loop {
-            let start = Instant::now();
+            let start = now();
             let outcome = decoder.try_decode(&layer.predicted, &payload)?;
-            server += start.elapsed().as_secs_f64();
+            server += now() - start;
             match outcome {
                 Outcome::Recovered(found) => {
                     if found != layer.observed {

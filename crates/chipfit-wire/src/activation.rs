@@ -15,6 +15,7 @@
 //! raw bytes plus [`HEADER_BYTES`]; hostile payloads and parameters give typed errors and never size an allocation.
 //! What the device sends is a function of its bytes and of the server's parameters: it is given nothing else.
 
+mod belief;
 mod cells;
 pub mod checksum;
 mod decoder;

@@ -3,27 +3,11 @@
 use super::field::{reduction, times_alpha};
 use super::graph::{DEGREE_MAX, Dealer, Geometry, Place};
 
-/// `row = alpha * row + column` in the field of `reduction`, the column turned by `shift` places. Both have the lane's length.
-fn add_turned(row: &mut [u8], column: &[u8], shift: usize, reduction: u8) {
-    let (wrapped, straight) = row.split_at_mut(shift);
-    let (head, tail) = column.split_at(straight.len());
-    for (sum, &byte) in straight.iter_mut().zip(head) {
+/// `row = alpha * row + column` in the field of `reduction`; both slices have the lane's length.
+fn add_column(row: &mut [u8], column: &[u8], reduction: u8) {
+    for (sum, &byte) in row.iter_mut().zip(column) {
         *sum = times_alpha(*sum, reduction) ^ byte;
     }
-    for (sum, &byte) in wrapped.iter_mut().zip(tail) {
-        *sum = times_alpha(*sum, reduction) ^ byte;
-    }
-}
-
-const ONES: u128 = u128::from_le_bytes([1; 16]);
-
-/// [`add_turned`] for a lane of 16 cells, in one word.
-fn add_turned_16(row: &mut [u8; 16], column: u128, shift: u32, reduction: u8) {
-    let sum = u128::from_le_bytes(*row);
-    let high = sum >> 7 & ONES;
-    let scaled = ((sum ^ (high << 7)) << 1) ^ (high * u128::from(reduction));
-    // Byte l goes to place l + shift: little-endian, so to the left.
-    *row = (scaled ^ column.rotate_left(8 * shift)).to_le_bytes();
 }
 
 /// The cells of `bytes`, row after row. `bytes` must have the length that `geometry` was made for.
@@ -32,36 +16,18 @@ pub(super) fn cells(geometry: Geometry, key: u64, bytes: &[u8]) -> Vec<u8> {
     let mut cells = vec![0; geometry.cells()];
     let mut dealer = Dealer::new(geometry, key);
     let mut places = [Place { row: 0, shift: 0 }; DEGREE_MAX];
-    let mut add = |cells: &mut [u8], column: &[u8]| {
+    // A column twice in a row: turned by `shift`, it is the slice that begins at `lane - shift`.
+    let mut twice = vec![0u8; 2 * lane];
+    for column in bytes.chunks(lane) {
+        let (once, again) = twice.split_at_mut(lane);
+        once[..column.len()].copy_from_slice(column);
+        once[column.len()..].fill(0);
+        again.copy_from_slice(once);
         dealer.deal(&mut places);
-        let places = &places[..geometry.degree()];
-        if let Ok(column) = <[u8; 16]>::try_from(column) {
-            let column = u128::from_le_bytes(column);
-            let (rows, _) = cells.as_chunks_mut::<16>();
-            for place in places {
-                add_turned_16(&mut rows[place.row as usize], column, place.shift, reduction(place.row as usize));
-            }
-        } else {
-            for place in places {
-                let start = place.row as usize * lane;
-                add_turned(
-                    &mut cells[start..start + lane],
-                    column,
-                    place.shift as usize,
-                    reduction(place.row as usize),
-                );
-            }
+        for place in &places[..geometry.degree()] {
+            let (row, start) = (place.row as usize, lane - place.shift as usize);
+            add_column(&mut cells[row * lane..(row + 1) * lane], &twice[start..start + lane], reduction(row));
         }
-    };
-    let whole = bytes.chunks_exact(lane);
-    let rest = whole.remainder();
-    for column in whole {
-        add(&mut cells, column);
-    }
-    if !rest.is_empty() {
-        let mut column = vec![0; lane];
-        column[..rest.len()].copy_from_slice(rest);
-        add(&mut cells, &column);
     }
     cells
 }
@@ -81,8 +47,8 @@ mod tests {
         for (position, &byte) in bytes.iter().enumerate() {
             let (column, within) = (position / geometry.lane(), position % geometry.lane());
             for edge in &graph.edges[column * geometry.degree()..][..geometry.degree()] {
-                let cell = edge.base as usize + (within + usize::from(edge.shift)) % geometry.lane();
-                cells[cell] ^= QUOTIENTS.product(edge.base as usize / geometry.lane(), edge.exponent, byte);
+                let cell = edge.row as usize * geometry.lane() + (within + usize::from(edge.shift)) % geometry.lane();
+                cells[cell] ^= QUOTIENTS.product(edge.row as usize, edge.exponent, byte);
             }
         }
         cells

@@ -133,7 +133,7 @@ impl Decoder {
             })
             .collect();
         let left = codes.iter().map(Code::errors_left).fold(f64::INFINITY, f64::min);
-        let mut solver = Solver::new(self.length, codes, &self.prior);
+        let mut solver = Solver::new(&base, codes, &self.prior);
         if let Some(errors) = solver.solve() {
             let layer: Vec<u8> = base.iter().zip(&errors).map(|(x, e)| x ^ e).collect();
             if Some(checksum(key, &layer)) == self.promised {
@@ -149,15 +149,14 @@ impl Decoder {
     fn request(&self, errors: f64) -> Request {
         let round = self.received.len();
         let held: usize = self.received.iter().map(|received| received.geometry.cells()).sum();
-        let missing = (errors * 4.5 + 32.0 - held as f64).max(held as f64 * 0.3).max(64.0);
-        if round >= CODES_MAX || held as f64 + missing >= self.length as f64 * 0.6 {
-            return Request::Entropy;
-        }
-        // Both casts: `missing` lies between 64 and the layer's length, `round` below CODES_MAX.
-        let request = Request::Cells { cells: missing as u32, degree: 2, round: round as u8 };
-        match Geometry::new(self.length, missing as u32, 2) {
-            Some(_) => request,
-            None => Request::Entropy,
+        let needed = errors * self.prior.cells_per_error(errors / self.length.max(1) as f64) + 32.0;
+        let missing = (needed - held as f64).max(held as f64 * 0.15).max(32.0);
+        // The casts: `missing` is at least 32 and saturates, `round` lies below CODES_MAX.
+        let (cells, degree) = (missing as u32, 2);
+        let worthwhile = held as f64 + missing < self.length as f64 * 0.6;
+        match Geometry::new(self.length, cells, degree) {
+            Some(_) if round < CODES_MAX && worthwhile => Request::Cells { cells, degree, round: round as u8 },
+            _ => Request::Entropy,
         }
     }
 }

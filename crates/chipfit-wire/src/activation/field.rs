@@ -24,6 +24,13 @@ pub(super) const fn times_alpha(a: u8, reduction: u8) -> u8 {
     (a << 1) ^ (reduction & (a.cast_signed() >> 7).cast_unsigned())
 }
 
+/// `a / alpha`: the other way round than [`times_alpha`].
+#[inline]
+pub(super) const fn divide_by_alpha(a: u8, reduction: u8) -> u8 {
+    // A set lowest bit tells that the reduction was added; its own sign bit stands for `x^8`.
+    (a >> 1) ^ (((reduction >> 1) | 0x80) & 0u8.wrapping_sub(a & 1))
+}
+
 /// All quotients by powers of alpha, in all fields.
 #[derive(Debug)]
 pub(super) struct Quotients {
@@ -34,15 +41,10 @@ pub(super) struct Quotients {
 pub(super) static QUOTIENTS: LazyLock<Quotients> = LazyLock::new(|| {
     let mut tables = Vec::with_capacity(REDUCTIONS.len() * ORDER);
     for reduction in REDUCTIONS {
-        // value / alpha: the other way round than times_alpha.
-        let mut inverse = [0u8; 256];
-        for value in 0..=255 {
-            inverse[usize::from(times_alpha(value, reduction))] = value;
-        }
         let mut table: [u8; 256] = std::array::from_fn(|value| value as u8);
         for _ in 0..ORDER {
             tables.push(table);
-            table = table.map(|value| inverse[usize::from(value)]);
+            table = table.map(|value| divide_by_alpha(value, reduction));
         }
     }
     Quotients { tables }

@@ -14,7 +14,9 @@ use super::field::ORDER;
 pub(super) const DEGREE_MAX: usize = 8;
 const LANE_MIN: usize = 16;
 const LANE_MAX: usize = 4096;
-const ROWS_WANTED: usize = 16;
+/// Layers of up to this many bytes may have the shortest lane; in longer ones it would cost the device too much.
+const LANE_SHORT_BYTES: usize = 16_384;
+const ROWS_WANTED: usize = 8;
 const WINDOW: usize = 8;
 const WINDOWS_WORTH: usize = usize::MAX / WINDOW;
 
@@ -39,7 +41,7 @@ pub struct Geometry {
 impl Geometry {
     /// The code for `bytes` bytes with about `cells` cells, each byte in `degree` (clamped to 2..=8) of them.
     ///
-    /// The lane is a power of two from 16 to 4096, as long as 8 rows or more remain; the number of rows is rounded up
+    /// The lane is a power of two from 16 (32 for layers above 16 KiB) to 4096, as long as 8 rows or more remain; the number of rows is rounded up
     /// and at least `degree`. `None` when the cells would be as many as the bytes: then the code is pointless.
     pub fn new(bytes: usize, cells: u32, degree: u8) -> Option<Self> {
         let cells = usize::try_from(cells).ok()?;
@@ -47,7 +49,7 @@ impl Geometry {
             return None;
         }
         let degree = usize::from(degree).clamp(2, DEGREE_MAX);
-        let mut lane = LANE_MIN;
+        let mut lane = if bytes > LANE_SHORT_BYTES { 2 * LANE_MIN } else { LANE_MIN };
         while lane < LANE_MAX && lane * 2 * ROWS_WANTED <= cells {
             lane *= 2;
         }
@@ -71,6 +73,7 @@ impl Geometry {
         self.lane
     }
 
+    #[cfg(test)]
     pub(super) fn rows(&self) -> usize {
         self.rows
     }
@@ -118,9 +121,15 @@ impl Dealer {
         let degree = self.geometry.degree;
         if self.next + degree > self.deck.len() {
             // A fresh deck; the few rows left over are passed by this time.
+            let mut bits = 0;
             for i in (1..self.deck.len()).rev() {
-                let pick = below(self.draw() as u32, i + 1);
-                self.deck.swap(i, pick);
+                if i % 4 == 3 || bits == 0 {
+                    bits = self.draw() | 1 << 63;
+                }
+                // Sixteen of the bits; the bias of fewer than 2^-8 does not matter here.
+                let pick = ((bits & 0xffff) * (i as u64 + 1)) >> 16;
+                bits >>= 16;
+                self.deck.swap(i, pick as usize);
             }
             self.next = 0;
         }
@@ -142,17 +151,12 @@ impl Dealer {
     }
 }
 
-/// A number below `bound` from 32 random bits, by the multiply-and-shift rule.
-fn below(bits: u32, bound: usize) -> usize {
-    ((u64::from(bits) * bound as u64) >> 32) as usize
-}
-
 /// One edge of the graph as the solver wants it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Edge {
-    /// First cell of the row.
-    pub(super) base: u32,
-    /// Byte `l` goes to cell `base + ((l + shift) mod lane)`.
+    /// Row of cells.
+    pub(super) row: u32,
+    /// Byte `l` goes to cell `(l + shift) mod lane` of the row.
     pub(super) shift: u16,
     /// The factor is `alpha^exponent`.
     pub(super) exponent: u8,
@@ -178,15 +182,14 @@ impl Graph {
                 let rank = used[place.row as usize];
                 used[place.row as usize] += 1;
                 let exponent = (rank % ORDER as u32) as u8;
-                edges.push(Edge { base: place.row, shift: place.shift as u16, exponent });
+                edges.push(Edge { row: place.row, shift: place.shift as u16, exponent });
             }
         }
         for edge in &mut edges {
-            let row = edge.base as usize;
+            let row = edge.row as usize;
             // A rank becomes an exponent: the last column of the row has factor 1.
             let last = ((used[row] - 1) % ORDER as u32) as u8;
             edge.exponent = ((u32::from(last) + ORDER as u32 - u32::from(edge.exponent)) % ORDER as u32) as u8;
-            edge.base *= geometry.lane as u32;
         }
         Self { geometry, edges }
     }
@@ -208,7 +211,7 @@ mod tests {
                 let graph = Graph::new(geometry, key);
                 let mut counts = vec![0usize; geometry.rows()];
                 for column in graph.edges.chunks(geometry.degree()) {
-                    let mut rows: Vec<u32> = column.iter().map(|edge| edge.base / geometry.lane() as u32).collect();
+                    let mut rows: Vec<u32> = column.iter().map(|edge| edge.row).collect();
                     rows.iter().for_each(|&row| counts[row as usize] += 1);
                     rows.sort_unstable();
                     rows.dedup();
@@ -227,6 +230,6 @@ mod tests {
         assert_eq!(Geometry::new(60, 10, 4), None, "four rows of sixteen cells are too many for 60 bytes");
         assert_eq!(Geometry::new(0, 0, 4), None);
         let geometry = Geometry::new(1 << 20, 22_000, 4).unwrap();
-        assert_eq!((geometry.lane(), geometry.rows(), geometry.columns()), (1024, 22, 1024));
+        assert_eq!((geometry.lane(), geometry.rows(), geometry.columns()), (2048, 11, 512));
     }
 }
