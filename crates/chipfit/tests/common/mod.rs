@@ -204,3 +204,49 @@ pub(crate) fn read(path: &Path) -> Model {
 pub(crate) fn count(model: &Model, op: &str) -> usize {
     model.graph().node.iter().filter(|n| build::is_op(n, op)).count()
 }
+
+/// A quantised classifier of 3x8x8 pictures into three classes with seeded weights, and pictures that can be told apart:
+/// each class has a dark corner of its own.
+pub(crate) fn learnable(faults: &str) -> Folder {
+    let folder = Folder::new();
+    let pads = || vec![build::attr_is("pads", &[1; 4])];
+    let nodes = vec![
+        build::node("Conv", "conv1", &["x", "w", "b"], &["c"], pads()),
+        build::node("Relu", "relu1", &["c"], &["r"], Vec::new()),
+        build::node(
+            "MaxPool",
+            "halve",
+            &["r"],
+            &["h"],
+            vec![build::attr_is("kernel_shape", &[2, 2]), build::attr_is("strides", &[2, 2])],
+        ),
+        build::node("Flatten", "flatten", &["h"], &["f"], vec![build::attr_i("axis", 1)]),
+        build::node("Gemm", "dense", &["f", "fc", "fb"], &["y"], Vec::new()),
+    ];
+    let scaled = |n: usize, seed: u32, by: f32| values(n, seed).iter().map(|v| v * by).collect::<Vec<f32>>();
+    let constants = vec![
+        floats("w", &[8, 3, 3, 3], &scaled(216, 1, 0.3)),
+        floats("b", &[8], &values(8, 2)),
+        floats("fc", &[128, 3], &scaled(384, 3, 0.1)),
+        floats("fb", &[3], &values(3, 4)),
+    ];
+    folder.put("m.onnx", &model(nodes, constants, DataType::Float, &[1, 3, 8, 8], &[1, 3]));
+    for (split, count) in [("train", 40u32), ("test", 20)] {
+        for class in 0..3u32 {
+            std::fs::create_dir_all(folder.path(&format!("data/{split}/{class}"))).unwrap();
+            for n in 0..count {
+                let noise = values(192, 1000 * class + n + 7 * count);
+                let picture = image::RgbImage::from_fn(8, 8, |x, y| {
+                    let is_dark = (x / 4 + 2 * (y / 4)) == class;
+                    let level = if is_dark { 60.0 } else { 190.0 };
+                    let shade = |c: u32| (level + 60.0 * noise[((y * 8 + x) * 3 + c) as usize]) as u8;
+                    image::Rgb([shade(0), shade(1), shade(2)])
+                });
+                picture.save(folder.path(&format!("data/{split}/{class}/{n}.png"))).unwrap();
+            }
+        }
+    }
+    folder.run("quantize m.onnx --data data:test --calibration-data data:train -o q.onnx --scale 0.01").expect(0);
+    std::fs::write(folder.path("f.toml"), faults).unwrap();
+    folder
+}
