@@ -39,7 +39,7 @@ pub(super) fn open(arguments: &Arguments, program: &Program) -> Result<Samples> 
     let most = if one_set { set.len() / 2 } else { set.len() };
     let planning = random(&set, arguments.pictures.min(most), arguments.seed);
     ensure!(
-        planning.len() > 0,
+        !planning.is_empty(),
         "{}: too few pictures to plan on some and measure on others; --test-data PATH, or --test-pictures 0",
         from(&set)
     );
