@@ -22,6 +22,7 @@ mod picture;
 mod pki;
 mod processor_options;
 mod proof;
+mod protect;
 mod quantize;
 mod report;
 mod report_page;
@@ -61,6 +62,7 @@ enum Command {
     #[command(hide = true)]
     DeviceWorker,
     Evaluate(Box<evaluate::Arguments>),
+    Protect(Box<protect::Arguments>),
     Quantize(Box<quantize::Arguments>),
     Pki(pki::Arguments),
     Report(report_page::Arguments),
@@ -78,6 +80,7 @@ fn main() -> ExitCode {
         Command::Device(a) => (a.json, device::run(&a)),
         Command::DeviceWorker => device::worker(),
         Command::Evaluate(a) => (a.json, evaluate::run(&a)),
+        Command::Protect(a) => (a.json, protect::run(&a)),
         Command::Quantize(a) => (a.json, quantize::run(&a)),
         Command::Pki(a) => (false, pki::run(&a)),
         Command::Report(a) => (a.json, report_page::run(&a)),
