@@ -1,6 +1,6 @@
 //! One connection between trainer and device: TCP, the emulated link, TLS, counted bytes.
 //!
-//! From the socket up: [`Counted`] (what really travels, TLS records included), the link's shape, TLS. Plain TCP is refused
+//! From the socket up: `Counted` (what really travels, TLS records included), the link's shape, TLS. Plain TCP is refused
 //! unless both the caller and the address are for it.
 
 use std::net::{IpAddr, SocketAddr};

@@ -3,7 +3,7 @@
 //! - A device takes a peer whose certificate the authority has signed for asking (`clientAuth`): the trainer.
 //! - A trainer takes a peer whose certificate the authority has signed for serving (`serverAuth`): a device. It connects
 //!   by address, so the name is not taken from the address: it is the one the user insists on, or any, and then the
-//!   name that the device claims later must be the certificate's ([`names`]).
+//!   name that the device claims later must be the certificate's (`names`).
 //!
 //! The provider is ring, named here and nowhere else; no session is resumed, so every connection is verified anew.
 

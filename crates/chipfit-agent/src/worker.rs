@@ -1,7 +1,7 @@
 //! The processor in a child process: killable at any moment, restartable.
 //!
 //! The daemon starts its own program again with one hidden argument. The child's standard input carries the
-//! configuration (its length as u32, then JSON), then the messages of [`crate::host`] in the protocol's frames; its standard
+//! configuration (its length as u32, then JSON), then the messages of `host` in the protocol's frames; its standard
 //! output carries the answers. The child ends when its standard input does, whatever it is computing, so that none
 //! outlives its daemon. Both ends are the same program: the pipe is trusted, and still decoded like any other bytes.
 

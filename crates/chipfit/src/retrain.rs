@@ -4,7 +4,7 @@
 //! with new constants. With `--reference` the same run is made without errors, too, so that the recovery of
 //! `docs/retraining.md` can be told. Everything lies in the run folder; the same command resumes it.
 //!
-//! Read [`run`] first, then [`bench`] (what executes), [`flags`] (how it trains), [`folder`] (what is kept), [`measure`],
+//! Read [`run`] first, then [`mod@bench`] (what executes), [`flags`] (how it trains), [`folder`] (what is kept), [`mod@measure`],
 //! [`show`] (what is printed and written).
 
 mod bench;
@@ -255,32 +255,37 @@ impl Job<'_> {
         self.folder.write("measured.json", format!("{:#}\n", serde_json::to_value(&*self.measured)?).as_bytes())
     }
 
-    /// The same run without errors, on the twin: what retraining alone does to this model.
+    /// The same run without errors, on the twin: what retraining alone does to this model; on the ranges as they came, and
+    /// where ranges are narrowed, on the narrow ones, too.
     fn reference(&mut self, bench: &mut Bench) -> Result<()> {
-        if self.measured.contains_key("reference_faulty") && self.measured.contains_key("reference_fault_free") {
-            return Ok(());
+        let narrow = self.folder.manifest.config.narrow;
+        for (name, narrow) in [("reference", None), ("narrowed", narrow)] {
+            let [faulty, clean] = ["faulty", "fault_free"].map(|place| format!("{name}_{place}"));
+            let is_wanted = name == "reference" || narrow.is_some();
+            if !is_wanted || (self.measured.contains_key(&faulty) && self.measured.contains_key(&clean)) {
+                continue;
+            }
+            let config = Config { narrow, ..self.folder.manifest.config.clone() };
+            let outcome = self.train(bench, name, &config)?;
+            let model = outcome.outcome.model.context("the trainer returned no model")?;
+            bench.load_twin(&model)?;
+            self.measure(bench, &clean)?;
+            bench.load(&model)?;
+            self.measure(bench, &faulty)?;
+            bench.load(self.model)?;
+            bench.load_twin(self.model)?;
         }
-        let outcome = self.train(bench, "reference")?;
-        let model = outcome.outcome.model.context("the trainer returned no model")?;
-        self.measure(bench, "reference_fault_free")?;
-        bench.load(&model)?;
-        self.measure(bench, "reference_faulty")?;
-        bench.load(self.model)?;
-        bench.load_twin(self.model)
+        Ok(())
     }
 
     /// On the processor, with its errors.
     fn retrain(&mut self, bench: &mut Bench) -> Result<Ending> {
-        self.train(bench, "retrained")
+        self.train(bench, "retrained", &self.folder.manifest.config)
     }
 
-    /// One run of the trainer; `reference` is made on the twin.
-    fn train(&mut self, bench: &mut Bench, name: &'static str) -> Result<Ending> {
-        let is_reference = name == "reference";
-        // What retraining alone does is measured on the ranges as they came.
-        let full = &self.folder.manifest.config;
-        let plain = Config { narrow: None, ..full.clone() };
-        let config = if is_reference { &plain } else { full };
+    /// One run of the trainer; all but `retrained` are made on the twin.
+    fn train(&mut self, bench: &mut Bench, name: &'static str, config: &Config) -> Result<Ending> {
+        let is_reference = name != "retrained";
         let teacher = match self.arguments.training.has_teacher() {
             true => Some(self.teacher(bench)?),
             false => None,
@@ -298,7 +303,7 @@ impl Job<'_> {
         let clock = Instant::now();
         let before = bench.link();
         let mut watcher = Watcher {
-            bar: terminal::bar(if is_reference { "reference" } else { "retrain" }, 0),
+            bar: terminal::bar(name, 0),
             folder: self.folder,
             history: None,
             failure: None,

@@ -114,6 +114,10 @@ fn accuracy(summary: &Summary) -> Vec<Block> {
                 vec!["C: retrained and run without errors".to_owned(), percent(recovery.c)],
                 vec!["recovery, top-1".to_owned(), share(recovery.top1)],
                 vec!["recovery, top-5".to_owned(), share(recovery.top5)],
+                vec![
+                    "recovery against the reference with narrow ranges, top-1".to_owned(),
+                    share(recovery.beyond_narrowing),
+                ],
                 vec!["recovery against the model as it came, top-1".to_owned(), share(recovery.against_original)],
             ],
         }));

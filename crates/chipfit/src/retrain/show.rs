@@ -14,11 +14,13 @@ use super::measure::Measured;
 use crate::terminal::Table;
 
 /// The accuracies of a run, by their names in `summary.json`, in reading order.
-pub(crate) const ACCURACIES: [(&str, &str); 6] = [
+pub(crate) const ACCURACIES: [(&str, &str); 8] = [
     ("before_fault_free", "before, fault-free"),
     ("before_faulty", "before, on the processor"),
     ("reference_fault_free", "retrained without errors, fault-free (C)"),
     ("reference_faulty", "retrained without errors, on the processor (B)"),
+    ("narrowed_fault_free", "the same with narrow ranges, fault-free"),
+    ("narrowed_faulty", "the same with narrow ranges, on the processor"),
     ("after_fault_free", "retrained on the processor, fault-free"),
     ("after_faulty", "retrained on the processor, there (A)"),
 ];
@@ -31,7 +33,7 @@ pub(crate) struct Summary {
     /// What executed, in its own words.
     pub(crate) processor: String,
     /// `before_faulty`, `before_fault_free`, `after_faulty`, `after_fault_free`, and with a reference
-    /// `reference_faulty` (B), `reference_fault_free` (C).
+    /// `reference_faulty` (B), `reference_fault_free` (C); `narrowed_*` are the reference with narrowed ranges.
     pub(crate) accuracy: BTreeMap<String, Measured>,
     pub(crate) recovery: Option<Recovery>,
     pub(crate) steps: u64,
@@ -154,6 +156,8 @@ pub(crate) struct Recovery {
     pub(crate) top1: Option<f64>,
     /// The same from top-5 accuracies.
     pub(crate) top5: Option<f64>,
+    /// Against the reference with narrow ranges in place of B and C: what training with the errors adds to narrowing.
+    pub(crate) beyond_narrowing: Option<f64>,
     /// Against the model as it came in place of the reference: `(A - before faulty) / (before fault-free - before faulty)`.
     pub(crate) against_original: Option<f64>,
 }
@@ -257,6 +261,9 @@ fn recovery(measured: &BTreeMap<String, Measured>) -> Option<Recovery> {
         loss: top1(c) - top1(b),
         top1: share(top1(a), top1(b), top1(c)),
         top5: share(top5(a), top5(b), top5(c)),
+        beyond_narrowing: of("narrowed_faulty")
+            .zip(of("narrowed_fault_free"))
+            .and_then(|(faulty, clean)| share(top1(a), top1(faulty), top1(clean))),
         against_original: of("before_faulty")
             .zip(of("before_fault_free"))
             .and_then(|(faulty, clean)| share(top1(a), top1(faulty), top1(clean))),
@@ -285,6 +292,10 @@ pub(super) fn text(summary: &Summary, folder: &Folder) -> String {
             100.0 * recovery.loss,
             percent(recovery.against_original)
         ));
+        if recovery.beyond_narrowing.is_some() {
+            let share = percent(recovery.beyond_narrowing);
+            out.push_str(&format!("           {share} against the reference with narrow ranges\n"));
+        }
     }
     if let Some(wire) = &summary.wire {
         let mut rows = Table::new(&["wire", ""]);
