@@ -9,14 +9,15 @@ use crate::Length;
 use crate::setup::{data, models, torch, venv};
 use crate::shell::{Repo, run};
 
-/// Rewrites a real text detector, proves it and times it in ONNX Runtime; then quantises a classifier and strikes it.
+/// Rewrites a real text detector, proves it and times it in ONNX Runtime; then quantises a classifier and strikes it; then
+/// retrains one through a faulty device.
 pub(crate) fn run_demo(repo: &Repo) -> Result<()> {
     let python = venv(repo, Length::Normal)?;
     let data = data(repo)?;
     let chipfit = build(repo)?;
     let folder = repo.cache("demo");
     fs::create_dir_all(&folder)?;
-    for script in ["benches/demo.py", "benches/demo_faults.py"] {
+    for script in ["benches/demo.py", "benches/demo_faults.py", "benches/demo_retrain.py"] {
         let mut command = repo.command(&python, &[script]);
         // Tuning finds ONNX Runtime's library through this interpreter.
         command.arg(&folder).env("CHIPFIT", &chipfit).env("CHIPFIT_DATA", &data).env("CHIPFIT_PYTHON", &python);

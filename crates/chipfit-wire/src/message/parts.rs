@@ -244,7 +244,7 @@ wire_struct! {
     TraceBody {
         /// Words struck, replicas included; none when the processor cannot know.
         strikes: Option<u64>,
-        /// Nanoseconds that the processor worked.
+        /// Nanoseconds that the device worked: the processor and the coding of its answer.
         processor_ns: u64,
         /// The output.
         output: TensorPayload,
