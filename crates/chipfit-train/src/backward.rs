@@ -19,7 +19,7 @@ mod tests;
 
 use std::sync::{Mutex, PoisonError};
 
-use chipfit_npu::{Program, TensorId, Trace};
+use chipfit_npu::{Program, StepId, TensorId, Trace};
 use rayon::prelude::*;
 
 use crate::error::TrainError;
@@ -150,8 +150,7 @@ impl Backward {
         gradients: &mut Gradients,
     ) -> Result<(), TrainError> {
         let pictures = self.check(input, trace, output_gradient, gradients)?;
-        let widest = self.program.tensors().iter().map(|tensor| tensor.elements()).max().unwrap_or(1).max(1);
-        let slice = (SLICE_ELEMENTS / widest).max(1);
+        let slice = self.slice_pictures();
         let per_lane = pictures.div_ceil(LANES).max(1);
         let starts: Vec<usize> = (0..pictures).step_by(per_lane).collect();
         let lane = |&start: &usize| -> Result<Gradients, TrainError> {
@@ -161,7 +160,7 @@ impl Backward {
                 self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
             let result = (start..end).step_by(slice).try_for_each(|at| {
                 let part = Slice { start: at, pictures: slice.min(end - at) };
-                self.slice(input, trace, output_gradient, part, &mut own, &mut workspace)
+                self.slice(input, trace, output_gradient, part, &mut own, &mut workspace, &mut |_, _| {})
             });
             self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
             result.map(|()| own)
@@ -185,6 +184,37 @@ impl Backward {
         }
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner).extend(lanes);
         Ok(())
+    }
+
+    /// Calls `visit` with every step and the derivative of the loss by its stored real output values, for some pictures
+    /// after others: step, first picture, `[pictures][elements]`. Arguments as in [`Self::run`].
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn adjoints(
+        &self,
+        input: &[u8],
+        trace: &Trace,
+        output_gradient: &[f32],
+        mut visit: impl FnMut(StepId, usize, &[f32]),
+    ) -> Result<(), TrainError> {
+        let mut own = self.lane_memory();
+        let pictures = self.check(input, trace, output_gradient, &own)?;
+        let mut workspace = Workspace::default();
+        let slice = self.slice_pictures();
+        for start in (0..pictures).step_by(slice) {
+            let part = Slice { start, pictures: slice.min(pictures - start) };
+            let mut here = |step: usize, gradient: &[f32]| visit(StepId(step), start, gradient);
+            self.slice(input, trace, output_gradient, part, &mut own, &mut workspace, &mut here)?;
+        }
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner).push(own);
+        Ok(())
+    }
+
+    /// Pictures whose largest tensor stays small.
+    fn slice_pictures(&self) -> usize {
+        let widest = self.program.tensors().iter().map(|tensor| tensor.elements()).max().unwrap_or(1).max(1);
+        (SLICE_ELEMENTS / widest).max(1)
     }
 
     /// Gradients of one lane, all 0.
@@ -245,7 +275,8 @@ impl Backward {
         trace.tensors.get(&id).map_or(&[], Vec::as_slice)
     }
 
-    /// Adds one slice's gradients to `own`.
+    /// Adds one slice's gradients to `own`; `visit` sees the derivative by each step's stored output before its mask.
+    #[allow(clippy::too_many_arguments, reason = "one call site a use; the parts are borrowed apart")]
     fn slice(
         &self,
         input: &[u8],
@@ -254,6 +285,7 @@ impl Backward {
         part: Slice,
         own: &mut Gradients,
         workspace: &mut Workspace,
+        visit: &mut impl FnMut(usize, &[f32]),
     ) -> Result<(), TrainError> {
         let of = |id: TensorId| -> &[u8] {
             let each = self.program.tensor(id).elements();
@@ -265,8 +297,9 @@ impl Backward {
         first.clear();
         first.extend_from_slice(&output_gradient[part.start * each..(part.start + part.pictures) * each]);
         workspace.gradients[self.program.output().0] = Some(first);
-        for (step, plan) in self.program.steps().iter().zip(&self.plans).rev() {
+        for (at, (step, plan)) in self.program.steps().iter().zip(&self.plans).enumerate().rev() {
             let Some(mut gradient) = workspace.gradients[step.output.0].take() else { continue };
+            visit(at, &gradient);
             if let Some(mask) = plan.mask {
                 ops::mask(&mut gradient, of(step.output), mask);
             }

@@ -15,8 +15,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use chipfit_model::onnx::write_atomically;
 use chipfit_npu::faults::file::{Layer, Layers};
-use chipfit_npu::{Processor, Protection, Simulator, Vote};
+use chipfit_npu::{Processor, Protection, Simulator, StrikeSource, Vote};
 use chipfit_train::protect::compare::{Baselines, COMPARING_TRIALS, Comparison};
+use chipfit_train::protect::gradient::GRADIENT_TRIALS;
 use chipfit_train::protect::{self, Front, Measure, Options, Plans, Scope};
 use clap::{Args, ValueEnum};
 
@@ -68,6 +69,9 @@ pub(crate) struct Arguments {
     /// What a faulty answer costs
     #[arg(long, value_enum, default_value = "doubt")]
     measure: MeasureFlag,
+    /// How the influence of every group is found: by toggling its protection, or to first order from gradients
+    #[arg(long, value_enum, default_value = "injection")]
+    influence: InfluenceFlag,
     /// How often plans are improved around what they protect
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(0..=100))]
     rounds: u64,
@@ -116,6 +120,18 @@ enum MeasureFlag {
     Top1,
 }
 
+/// `--influence`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum InfluenceFlag {
+    /// Two runs a group
+    Injection,
+    /// One backward pass for all of them
+    Gradient,
+}
+
+/// How many draws of faults a picture's gradients meet.
+const GRADIENT_DRAWS: u64 = 4;
+
 /// What was made.
 struct Done {
     plans: Plans,
@@ -152,8 +168,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         note(&line);
     }
     let simulator_options = arguments.processor.simulator_options(Some(&faults));
-    let mut processor = Simulator::new(program, simulator_options)?.with_faults(Arc::new(faults), arguments.seed);
-    let options = planning(arguments);
+    let faults = Arc::new(faults);
+    let source: Arc<dyn StrikeSource + Send + Sync> = faults.clone();
+    let mut processor = Simulator::new(program, simulator_options)?.with_faults(source, arguments.seed);
+    let mut options = planning(arguments);
+    if arguments.influence == InfluenceFlag::Gradient {
+        let sample = samples.planning.spread(arguments.screen);
+        let draws = GRADIENT_TRIALS..GRADIENT_TRIALS + GRADIENT_DRAWS;
+        let (machine, seed) = (faults.machine(), arguments.seed);
+        let found =
+            protect::gradient(&mut processor, faults.as_ref(), &machine, seed, &sample, GRADIENT_TRIALS - 1, draws)?;
+        options.influence = Some(found.second_moment);
+    }
     let bar = terminal::bar("plan", 0);
     let plans = protect::plans(&mut processor, &samples.planning, &penalties, &options, None);
     bar.finish_and_clear();

@@ -100,6 +100,18 @@ fn one_penalty_is_one_file() {
     folder.run(&format!("{scoped} --vote operation --test-pictures 0")).expect(0);
     let text = read(&folder, "s.toml");
     assert!(text.contains("mix") && text.contains("operation") && !text.contains("\"conv\""), "{text}");
+    let gradient = "protect q.onnx --data data --faults f.toml --penalty 50 -o g.toml --influence gradient";
+    let json = folder.run(&format!("{gradient} --test-pictures 0 --json")).expect(0).json();
+    // Gradients have no standard error, and reach every layer.
+    let units = json["plans"][0]["units"].as_array().unwrap();
+    assert!(units.iter().all(|unit| unit["influence_standard_error"] == 0.0));
+    for layer in ["conv", "mix", "dense"] {
+        assert!(
+            units.iter().any(|unit| unit["layer"] == layer && unit["influence"].as_f64().unwrap() > 0.0),
+            "{layer}"
+        );
+    }
+    assert!(read(&folder, "g.toml").contains("[[protect]]"));
     let free = "protect q.onnx --data data --faults f.toml --penalty 0 -o free.toml --free-steps --test-pictures 0";
     folder.run(free).expect(0);
     assert!(read(&folder, "free.toml").contains("pool"));

@@ -75,6 +75,9 @@ pub enum ProtectError {
         /// What does not fit.
         what: String,
     },
+    /// The backward pass does not know a step of the program.
+    #[error(transparent)]
+    Backward(#[from] crate::error::TrainError),
     /// The processor could not do it.
     #[error(transparent)]
     Processor(#[from] ProcessorError),

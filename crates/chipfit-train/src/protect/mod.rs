@@ -9,6 +9,7 @@
 mod baselines;
 pub mod compare;
 mod error;
+pub mod gradient;
 pub mod knapsack;
 pub mod plan;
 pub mod sample;
@@ -20,6 +21,7 @@ pub mod vulnerability;
 
 pub use compare::{Front, front};
 pub use error::ProtectError;
+pub use gradient::{Gradient, gradient};
 pub use plan::{Options, Planned, Plans, Vulnerabilities, plans};
 pub use sample::{Measure, Sample};
 pub use units::{Scope, Unit};

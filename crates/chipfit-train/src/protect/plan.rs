@@ -39,6 +39,9 @@ pub struct Options {
     pub scope: Scope,
     /// Pictures, spread evenly over the sample, on which the influence of every single unit is measured.
     pub screen: usize,
+    /// Influence by step and output channel that is known already ([`super::gradient::Gradient::second_moment`]); no unit
+    /// is then screened by injection.
+    pub influence: Option<Vec<Vec<f64>>>,
     /// How often each picture of the sample is computed for each bin of units in each round.
     pub trials: u64,
     /// How often the vulnerabilities are measured again around the plan found so far.
@@ -57,6 +60,7 @@ impl Default for Options {
             measure: Measure::default(),
             scope: Scope::default(),
             screen: 128,
+            influence: None,
             trials: 2,
             rounds: 1,
             validate: 0,
@@ -200,8 +204,13 @@ impl<'a> Search<'a> {
     fn start(&mut self, earlier: Option<&Vulnerabilities>) -> Result<Vulnerabilities, ProtectError> {
         let Some(earlier) = earlier else {
             let none = vec![false; self.units.len()];
-            let trials = self.fresh(1);
-            let influences = self.bench.influences(&self.screen, &self.units, &none, trials)?;
+            let influences = match &self.options.influence {
+                Some(given) => given_influences(&self.units, given)?,
+                None => {
+                    let trials = self.fresh(1);
+                    self.bench.influences(&self.screen, &self.units, &none, trials)?
+                }
+            };
             return self.values(&none, influences);
         };
         let lengths = [earlier.influences.len(), earlier.values.len()];
@@ -316,4 +325,17 @@ impl<'a> Search<'a> {
         let protection = units::protection(self.bench.processor.program(), self.options.vote, on);
         Ok((protection, chosen, candidates))
     }
+}
+
+/// Influences of units from those of channels.
+fn given_influences(units: &[Unit], given: &[Vec<f64>]) -> Result<Vec<Estimate>, ProtectError> {
+    let of_channel = |unit: &Unit, channel: u32| given.get(unit.step)?.get(channel as usize).copied();
+    let of_unit = |unit: &Unit| {
+        let sum: Option<f64> = unit.channels.iter().map(|&channel| of_channel(unit, channel)).sum();
+        let mean = sum.filter(|sum| sum.is_finite() && *sum >= 0.0).ok_or_else(|| ProtectError::Earlier {
+            what: format!("no influence of step {}, channels {:?}", unit.step, unit.channels),
+        })?;
+        Ok(Estimate { mean, standard_error: 0.0 })
+    };
+    units.iter().map(of_unit).collect()
 }

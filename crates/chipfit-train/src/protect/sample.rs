@@ -16,9 +16,9 @@ const BATCH_BYTES: usize = 16 << 20;
 /// Labelled pictures, quantised for one program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
-    pictures: Vec<u64>,
-    labels: Vec<u32>,
-    input: Vec<u8>,
+    pub(super) pictures: Vec<u64>,
+    pub(super) labels: Vec<u32>,
+    pub(super) input: Vec<u8>,
 }
 
 /// What a faulty answer costs.
@@ -105,6 +105,18 @@ impl Sample {
             part.input.extend_from_slice(&self.input[at * each..(at + 1) * each]);
         }
         part
+    }
+
+    /// The sample in parts of at most `count` pictures.
+    pub(super) fn parts(&self, count: usize) -> impl Iterator<Item = Self> {
+        let each = self.input.len().checked_div(self.len()).unwrap_or(0).max(1);
+        let count = count.max(1);
+        let labels = self.pictures.chunks(count).zip(self.labels.chunks(count));
+        labels.zip(self.input.chunks(count * each)).map(|((pictures, labels), input)| Self {
+            pictures: pictures.to_vec(),
+            labels: labels.to_vec(),
+            input: input.to_vec(),
+        })
     }
 
     /// Whether there are none; never, but for the default.

@@ -2,14 +2,18 @@
 
 use std::sync::Arc;
 
+use chipfit_model::build::attr_is;
 use chipfit_npu::faults::file::{Layer, Layers};
 use chipfit_npu::faults::{Faults, FaultsFile};
+use chipfit_npu::lower::LowerOptions;
 use chipfit_npu::program::ConvGeometry;
-use chipfit_npu::testing::{Builder, picture};
+use chipfit_npu::testing::qdq::Qdq;
+use chipfit_npu::testing::{Builder, Numbers, picture};
 use chipfit_npu::{Processor, Program, Protection, Simulator, SimulatorOptions, StepId, TensorId};
 use proptest::prelude::*;
 
 use super::compare::{Answers, Baselines, COMPARING_TRIALS, Comparison, Strategy};
+use super::gradient::gradient;
 use super::*;
 
 /// Two convolutions of 8 and 4 channels, then five classes.
@@ -269,4 +273,67 @@ fn a_front_holds_every_strategy_to_the_plan() {
     assert_eq!(csv.lines().count(), 13);
     let columns = |line: &str| line.split(',').count();
     assert!(csv.lines().all(|line| columns(line) == columns(csv.lines().next().unwrap())));
+}
+
+/// Two convolutions of 6 channels and 4 classes, every multiplier in keeping with the scales; 2 x 6 x 6 pictures.
+fn scaled_network() -> Program {
+    let mut qdq = Qdq::new(&[1, 2, 6, 6], 0.02, 0);
+    let x = qdq.quantised("x", 0.02, 100);
+    let scales = [0.002, 0.004, 0.001, 0.002, 0.0005, 0.003];
+    let w = qdq.weights(&[6, 2, 3, 3], &scales);
+    let strides = vec![attr_is("pads", &[1; 4]), attr_is("strides", &[2, 2])];
+    let conv = qdq.node("Conv", &[&x, &w], strides);
+    let relu = qdq.node("Relu", &[&conv], vec![]);
+    let y = qdq.quantised(&relu, 0.02, 0);
+    let w = qdq.weights(&[6, 6, 3, 3], &scales);
+    let conv = qdq.node("Conv", &[&y, &w], vec![attr_is("pads", &[1; 4])]);
+    let y = qdq.quantised(&conv, 0.03, 128);
+    let flat = qdq.node("Flatten", &[&y], vec![]);
+    let w = qdq.weights(&[54, 4], &[0.001]);
+    let gemm = qdq.node("Gemm", &[&flat, &w], vec![]);
+    let out = qdq.quantised(&gemm, 0.02, 128);
+    Program::lower(&qdq.model(&out), &LowerOptions::default()).unwrap()
+}
+
+#[test]
+fn gradients_rank_channels_as_injection_does() {
+    const FAULTS: &str = "[[fault]]\nsites = [\"mul\", \"acc\"]\nkind = \"flip\"\nber = 3e-5\n";
+    let program = scaled_network();
+    let count = 3000;
+    let mut numbers = Numbers::new(3);
+    let input = (0..count * 72).map(|_| 60 + numbers.below(80) as u8).collect();
+    let labels = (0..count as u32).map(|at| at % 4).collect();
+    let sample = Sample::new(&program, (0..count as u64).collect(), labels, input).unwrap();
+    let mut processor = simulator(&program, FAULTS, 1);
+    let options = Options { rounds: 0, screen: count, ..quick() };
+    let done = plans(&mut processor, &sample, &[0.5], &options, None).unwrap();
+    let known = &done.plans[0].vulnerabilities;
+    let faults = Faults::resolve(&FaultsFile::parse(FAULTS).unwrap(), &program, 5).unwrap();
+    let machine = faults.machine();
+    processor.protect(&Protection::none()).unwrap();
+    let found = gradient(&mut processor, &faults, &machine, 5, &sample, 7, 100..104).unwrap();
+    // Each unit struck alone: with others struck, too, a changed operand also turns the signs of their faults.
+    let mut bench =
+        vulnerability::Bench { processor: &mut processor, measure: Measure::Doubt, vote: chipfit_npu::Vote::Output };
+    let alone = bench.influences(&sample, &known.units, &vec![true; known.units.len()], 20..21).unwrap();
+    let measured: Vec<f64> = alone.iter().map(|e| e.mean).collect();
+    let correlation = |sums: &[Vec<f64>]| {
+        let own: Vec<f64> =
+            known.units.iter().map(|u| u.channels.iter().map(|&c| sums[u.step][c as usize]).sum()).collect();
+        assert!(own.iter().all(|value| value.is_finite() && *value >= 0.0), "{own:?}");
+        (validation::spearman(&own, &measured).unwrap(), own.iter().sum::<f64>() / measured.iter().sum::<f64>())
+    };
+    let (second, scale) = correlation(&found.second_moment);
+    let (first, _) = correlation(&found.first_order);
+    assert!(second > 0.85 && first > 0.4, "{second} {first} {scale}");
+    // The squared change itself, not just its order: saturation behind the struck step keeps it from being exact.
+    assert!((0.7..1.4).contains(&scale), "{second} {first} {scale}");
+    // Plans can be made from it, without a run per unit.
+    let given = Options { influence: Some(found.second_moment), ..options };
+    let plan = plans(&mut processor, &sample, &[0.5], &given, None).unwrap().plans.remove(0);
+    assert!(plan.penalty > 0.4 && plan.penalty <= 0.5);
+    assert_ne!(plan.vulnerabilities.influences, known.influences);
+    let wrong = Options { influence: Some(vec![vec![1.0]]), ..quick() };
+    let error = plans(&mut processor, &sample, &[0.5], &wrong, None).unwrap_err().to_string();
+    assert!(error.contains("another network"), "{error}");
 }
