@@ -131,7 +131,7 @@ fn bad_input_gets_one_clear_line_and_leaves_nothing() {
         ("evaluate m.onnx --data data --faults f.toml", 1, "quantize"),
         ("inject m.onnx --data data --campaign f.toml -o run", 1, "f.toml"),
         ("evaluate q.onnx --data data --pictures 0", 2, "--pictures"),
-        ("evaluate q.onnx --data data --processor chip:7431", 2, "remote"),
+        ("evaluate q.onnx --data data --processor chip:7431", 2, "retrain --device"),
         ("evaluate q.onnx --data data --dump nobody -o t2.npz", 1, "nobody"),
         ("evaluate q.onnx --data data --dump all -o taken.npz", 2, "taken.npz"),
         ("evaluate q.onnx --data data --isa abacus", 2, "scalar"),
