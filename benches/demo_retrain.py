@@ -24,7 +24,8 @@ pki = "pki/devices/camera"
 faults = "faults.toml"
 seed = 1
 """
-TRAINING = ["--pictures", 12000, "--test-pictures", 2000, "--test-draws", 3, "--epochs", 2, "--learning-rate", "1e-3"]
+TEST = ["--test-pictures", 2000, "--test-draws", 3, "--seed", 1]
+TRAINING = ["--pictures", 12000, "--epochs", 2, "--learning-rate", "1e-3"]
 
 
 def device(folder):
@@ -33,6 +34,7 @@ def device(folder):
         [oracle.CHIPFIT, "device", "--listen", "127.0.0.1:0", "--config", "device.toml"],
         cwd=folder,
         stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
     )
     line = process.stdout.readline()
@@ -58,8 +60,9 @@ def main():
         (folder / name).write_text(text)
     print("\nA network that learns the errors of the processor it will run on: a MobileNet for Fashion-MNIST.")
     scratch = folder / "trained"
-    common = ["--data", pictures, *TRAINING, "--seed", 1]
-    show("retrain", "--from-scratch", "mobilenet-fashion", "--scratch-epochs", 2, *common, "--steps", 1, "-o", scratch, last=12)
+    data = ["--data", pictures, *TEST]
+    # One step without errors in the loop: the model that comes from training in fp32 is what goes on.
+    show("retrain", "--from-scratch", "mobilenet-fashion", "--scratch-epochs", 2, *data, "--steps", 1, "-o", scratch, last=12)
     model = scratch / "scratch.int8.onnx"
     show("protect", model, "--data", pictures, "--faults", folder / "faults.toml", "--penalty", 50, "-o", folder / "plan.toml", last=12)
     show("pki", "init", "--dir", folder / "pki")
@@ -69,7 +72,7 @@ def main():
         link = ["--device", f"camera@{address}", "--pki", folder / "pki" / "trainer"]
         for name, plan in (("without-tmr", []), ("with-tmr", ["--tmr", folder / "plan.toml"])):
             run = folder / name
-            show("retrain", model, *common, "--narrow", 0.01, *link, *plan, "-o", run)
+            show("retrain", model, *data, *TRAINING, "--narrow", 0.01, *link, *plan, "-o", run)
             show("report", run, "-o", folder / f"{name}.html", "--force")
     finally:
         process.terminate()

@@ -16,13 +16,13 @@ use crate::terminal::Table;
 /// The accuracies of a run, by their names in `summary.json`, in reading order.
 pub(crate) const ACCURACIES: [(&str, &str); 8] = [
     ("before_fault_free", "before, fault-free"),
-    ("before_faulty", "before, on the processor"),
-    ("reference_fault_free", "retrained without errors, fault-free (C)"),
-    ("reference_faulty", "retrained without errors, on the processor (B)"),
-    ("narrowed_fault_free", "the same with narrow ranges, fault-free"),
-    ("narrowed_faulty", "the same with narrow ranges, on the processor"),
-    ("after_fault_free", "retrained on the processor, fault-free"),
-    ("after_faulty", "retrained on the processor, there (A)"),
+    ("before_faulty", "before, faulty"),
+    ("reference_fault_free", "reference, fault-free (C)"),
+    ("reference_faulty", "reference, faulty (B)"),
+    ("narrowed_fault_free", "narrow reference, fault-free"),
+    ("narrowed_faulty", "narrow reference, faulty"),
+    ("after_fault_free", "after, fault-free"),
+    ("after_faulty", "after, faulty (A)"),
 ];
 
 /// `summary.json`.
