@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use common::{Folder, learnable};
 
 const FAULTS: &str = "[[fault]]\nsites = [\"mul\", \"acc\"]\nkind = \"flip\"\nber = 1e-5\n";
-const RETRAIN: &str = "retrain q.onnx --data data --scale 0.01 --seed 3 --batch 20 --epochs 60 --learning-rate 0.005 \
+const RETRAIN: &str = "retrain q.onnx --data data --scale 0.01 --seed 3 --batch 20 --epochs 200 --learning-rate 0.005 \
                        --test-draws 1 --checkpoint-every 5";
 const KILLS: usize = 20;
 /// No single wait of the test may be longer.
@@ -46,10 +46,10 @@ fn points() -> Vec<Point> {
     (0..KILLS)
         .map(|kill| match kill % 5 {
             0 => Point::TrainerAtCheckpoint,
-            1 => Point::Device(random(300)),
+            1 => Point::Device(random(150)),
             2 => Point::DeviceAfterStep,
-            3 => Point::Trainer(random(600)),
-            _ => Point::Both(random(400)),
+            3 => Point::Trainer(random(400)),
+            _ => Point::Both(random(200)),
         })
         .collect()
 }
