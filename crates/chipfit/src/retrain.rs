@@ -23,7 +23,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use chipfit_agent::LinkReport;
-use chipfit_data::{DataSet, PreferredSplit};
+use chipfit_data::{DataSet, PreferredSplit, Preprocess};
 use chipfit_model::Model;
 use chipfit_model::onnx::Overwrite;
 use chipfit_npu::{Batch, Program, Request};
@@ -32,7 +32,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
 
-use crate::data_options::{DataFlags, PictureInput};
+use crate::data_options::{DataFlags, PictureInput, write_preprocess};
 use crate::failure::usage;
 use crate::options;
 use crate::processor_options::{FaultFlags, ProcessorFlag, ProcessorFlags, read_text};
@@ -95,6 +95,7 @@ pub(crate) struct Arguments {
 
 /// The pictures of a run.
 struct Sets {
+    preprocess: Preprocess,
     training: Quantised,
     validation: Option<Quantised>,
     test: Quantised,
@@ -133,6 +134,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     job.measure(&mut bench, "after_fault_free")?;
     let written = folder.file("model.retrained.onnx");
     retrained.write(&written, Overwrite::Replace).with_context(|| format!("cannot write '{}'", written.display()))?;
+    write_preprocess(&sets.preprocess, &written, Overwrite::Replace)?;
     let summary = show::Summary::new(&folder, &measured, &ending, &mut bench, begin.elapsed())?;
     folder.write("summary.json", format!("{:#}\n", serde_json::to_value(&summary)?).as_bytes())?;
     if arguments.json {
@@ -182,6 +184,7 @@ fn open_sets(
         validation: if held.is_empty() { None } else { Some(quantised("validation", &all, held)?) },
         training: quantised("training", &all, rest)?,
         test: quantised("test", &test, (0..test.len()).collect())?,
+        preprocess: preprocess.clone(),
     };
     let manifest = Manifest {
         kind: KIND.to_owned(),

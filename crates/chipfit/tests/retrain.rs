@@ -32,7 +32,7 @@ fn retraining_brings_accuracy_back_and_writes_a_model() {
     assert_eq!(json["epochs"].as_array().map(Vec::len), Some(30));
 
     // The written model is the one that was measured, for anybody who reads it.
-    let again = folder.run("evaluate run/model.retrained.onnx --data data --scale 0.01 --json").expect(0).json();
+    let again = folder.run("evaluate run/model.retrained.onnx --data data --json").expect(0).json();
     assert_eq!(again["top1"]["value"], json["accuracy"]["after_fault_free"]["top1"]["value"]);
 
     let page = folder.run("report run -o run.html").expect(0);

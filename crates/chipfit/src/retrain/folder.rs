@@ -6,7 +6,7 @@
 //! | `*.checkpoint` | states of the trainer, replaced whole |
 //! | `history.jsonl` | one line a step; a resumed run cuts it to its checkpoint |
 //! | `measured.json` | accuracies that are done and need not be measured again after an interruption |
-//! | `model.retrained.onnx` | the result |
+//! | `model.retrained.onnx` | the result, with its preprocessing beside it |
 //! | `summary.json` | every figure of the report |
 
 use std::collections::BTreeMap;
