@@ -26,7 +26,8 @@ use chipfit_agent::LinkReport;
 use chipfit_data::{DataSet, PreferredSplit, Preprocess};
 use chipfit_model::Model;
 use chipfit_model::onnx::Overwrite;
-use chipfit_npu::{Batch, Program, Request};
+use chipfit_npu::Program;
+use chipfit_train::pictures::logits;
 use chipfit_train::{Config, Flow, Observer, Outcome, Pictures, Retraining, StepReport};
 use clap::Args;
 use indicatif::ProgressBar;
@@ -290,7 +291,7 @@ impl Job<'_> {
     fn train(&mut self, bench: &mut Bench, name: &'static str, config: &Config) -> Result<Ending> {
         let is_reference = name != "retrained";
         let teacher = match self.arguments.training.has_teacher() {
-            true => Some(self.teacher(bench)?),
+            true => Some(logits(bench.twin(), &self.sets.training, config.batch)?),
             false => None,
         };
         let checkpoint = self.folder.file(&format!("{name}.checkpoint"));
@@ -332,29 +333,6 @@ impl Job<'_> {
         }
         let link = bench.link().zip(before).map(|(after, before)| after.since(&before));
         Ok(Ending { outcome, seconds: clock.elapsed().as_secs_f64(), link, steps })
-    }
-
-    /// Logits of the model as it came, without errors, for every training picture.
-    fn teacher(&self, bench: &mut Bench) -> Result<Vec<f32>> {
-        let pictures = &self.sets.training;
-        let twin = bench.twin();
-        let output = twin.program().tensor(twin.program().output()).clone();
-        let bar = terminal::bar("teacher", pictures.len() as u64);
-        let mut logits = Vec::with_capacity(pictures.len() * output.elements());
-        for start in (0..pictures.len()).step_by(self.arguments.training.batch()) {
-            let end = pictures.len().min(start + self.arguments.training.batch());
-            let (mut ids, mut input) = (Vec::new(), Vec::new());
-            for index in start..end {
-                ids.push(pictures.id(index));
-                pictures.bytes(index, &mut input)?;
-            }
-            let batch = Batch { pictures: &ids, input: &input };
-            let trace = twin.forward(&Request { batch, trial: 0, views: &[], wanted: &[] })?;
-            logits.extend(trace.output.iter().map(|&byte| output.real(byte)));
-            bar.inc((end - start) as u64);
-        }
-        bar.finish_and_clear();
-        Ok(logits)
     }
 }
 
