@@ -23,6 +23,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use chipfit_agent::LinkReport;
+use chipfit_campaign::folder::sha256;
 use chipfit_data::{DataSet, PreferredSplit, Preprocess};
 use chipfit_model::Model;
 use chipfit_model::onnx::Overwrite;
@@ -31,7 +32,6 @@ use chipfit_train::pictures::logits;
 use chipfit_train::{Config, Flow, Observer, Outcome, Pictures, Retraining, StepReport};
 use clap::Args;
 use indicatif::ProgressBar;
-use sha2::{Digest, Sha256};
 
 use crate::data_options::{DataFlags, PictureInput, write_preprocess};
 use crate::failure::usage;
@@ -155,11 +155,6 @@ pub(crate) fn report(path: &Path) -> Result<chipfit_report::Report> {
     Ok(page::page(&folder, &summary, &folder.history()?))
 }
 
-/// SHA-256 in hexadecimal.
-fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn open_sets(
     arguments: &Arguments,
     path: &Path,
@@ -191,7 +186,7 @@ fn open_sets(
         kind: KIND.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         model: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        model_sha256: hash(&std::fs::read(path)?),
+        model_sha256: sha256(&std::fs::read(path)?),
         training: all.fingerprint().to_string(),
         test: test.fingerprint().to_string(),
         preprocessing: preprocess.to_string(),
